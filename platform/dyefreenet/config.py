@@ -1,0 +1,176 @@
+"""Every config of a run: frozen, typed, validated. No torch, no ray, no I/O in this file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Phase = Literal["plain", "arterial", "portal", "delayed"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Frozen(BaseModel):
+    """Base of every config: immutable, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PhantomConfig(Frozen):
+    """A made-up archive: paired multi-phase CT and NLST-like chest series, as real DICOM."""
+
+    patients: PositiveInt = 24  # paired patients
+    chests: PositiveInt = 6  # low-dose chest series without a partner, for SSL
+    phases: tuple[Phase, ...] = ("plain", "arterial")
+    matrix: tuple[PositiveInt, ...] = (256,)  # drawn per patient, pixels
+    slices: PositiveInt = 32  # per series; the part of the body that they cover is drawn
+    noise_hu: tuple[PositiveFloat, PositiveFloat] = (10.0, 30.0)  # sd, drawn per patient
+    motion_mm: tuple[float, float] = (0.0, 4.0)  # peak displacement between phases
+    jpegls: Share = 0.25  # share of series compressed as JPEG-LS lossless
+    label_maps: str | None = None  # folder of label maps of real CT; None: analytic bodies alone
+    label_map_share: Share = 0.5  # of patients, where label maps are given
+    seed: int = 20
+
+
+class GridConfig(Frozen):
+    """How HU and pixels reach the networks, and how predictions come back; shared by all methods."""
+
+    window: tuple[float, float] = (-200.0, 600.0)  # HU mapped to [-1, 1] (paper.md D6)
+    pixel_mm: PositiveFloat | None = None  # in-plane pixel at full size; None: as the scanner made it
+    size: PositiveInt = 512  # matrix of a training slice: centred crop or pad, pixels
+    upsample: Literal["image", "enhancement"] = "image"  # what goes from half to full size (G5)
+    average_overlap: bool = False  # mean of the three predictions of a slice (G4)
+
+    @model_validator(mode="after")
+    def _check(self) -> GridConfig:
+        low, high = self.window
+        if not low < high:
+            raise ValueError(f"window: expected low < high in HU, found {low} and {high}")
+        if self.size % 2:
+            raise ValueError(f"size: expected an even matrix, found {self.size}")
+        return self
+
+
+class IngestConfig(Frozen):
+    """Archive to shards: which series, how paired, how split."""
+
+    paired: tuple[str, ...] = ()  # archives with plain and contrast series; empty: the phantom
+    plain: tuple[str, ...] = ()  # further archives of plain series for SSL, NLST for instance
+    phase: Phase = "arterial"  # the contrast phase that is learnt
+    registration: Literal["off", "rigid", "deformable"] = "off"  # contrast onto plain (D8)
+    validation: Share = 0.15  # of patients
+    test: Share = 0.2  # of patients
+    slab: PositiveInt = 16  # slices in a shard file, its neighbours not counted
+
+
+class GeneratorConfig(Frozen):
+    """High-resolution generator (paper.md G1-G7)."""
+
+    base: PositiveInt = 32  # features of the first level; doubled at each level
+    levels: Annotated[int, Field(ge=2, le=6)] = 5
+    norm: Literal["batch", "group", "none"] = "batch"
+    residual: bool = False  # predict what the contrast agent adds to the slice
+
+
+class OptimiserConfig(Frozen):
+    """Adam and the decay of its learning rate, for G and D alike (S5, T1, T2)."""
+
+    lr: PositiveFloat = 1e-5
+    betas: tuple[Share, Share] = (0.5, 0.999)
+    weight_decay: NonNegativeFloat = 5e-4
+    decay: Literal["step", "cosine", "linear", "none"] = "step"
+    decay_epoch: PositiveInt = 20  # step: epoch after which the rate falls
+    gamma: PositiveFloat = 0.1  # step: factor of the fall
+
+
+class StageConfig(OptimiserConfig):
+    """What every stage shares; one epoch shows every training slice once."""
+
+    epochs: PositiveInt = 25
+    batch: PositiveInt = 4  # over all workers together (T3)
+    crop: PositiveInt | None = None  # random full-size crop, pixels; None: the whole slice
+    generator: GeneratorConfig = GeneratorConfig()
+
+
+class SslConfig(StageConfig):
+    """Intensity classification (Eq. 1, S1-S7)."""
+
+    lr: PositiveFloat = 1e-6
+    decay_epoch: PositiveInt = 5
+    epochs: PositiveInt = 10
+    batch: PositiveInt = 8
+    weight_decay: NonNegativeFloat = 0.0
+    coefficients: tuple[PositiveFloat, ...] = (0.5, 1.0, 1.5, 2.0)
+    head: Literal["paper", "pooled"] = "paper"
+
+
+class AdversarialConfig(StageConfig):
+    """Weights of the terms of Eqs 2-5, and the discriminator (A1-A4, L1-L2)."""
+
+    adversarial_weight: NonNegativeFloat = 1.0
+    saturating: bool = False  # Eq. 2 to the letter; else the non-saturating form (A4)
+    d_mse_weight: NonNegativeFloat = 1.0  # MSE beside BCE in Eq. 4 (A3)
+    mse_weight: NonNegativeFloat = 0.01  # lambda of Eq. 5
+    l1_weight: NonNegativeFloat = 0.0  # Pix2Pix: 100
+    vessel_weight: NonNegativeFloat = 0.0  # extra weight of pixels by their true enhancement
+    discriminator_base: PositiveInt = 64
+    discriminator_norm: Literal["batch", "group", "none"] = "batch"
+
+
+class CascadeStageConfig(AdversarialConfig):
+    """Primary or refine GAN."""
+
+    perceptual_weight: NonNegativeFloat = 1.0  # third term of Eq. 5
+    perceptual_features: Literal["ssl", "random"] = "ssl"  # whose blocks are compared (L2, L3)
+    init: Literal["previous", "random"] = "previous"  # SSL for primary, primary for refine
+
+
+class BaselineConfig(AdversarialConfig):
+    """U-Net (all adversarial weights 0) and U-Net+Pix2Pix (E2)."""
+
+    slices: Literal[1, 3] = 1  # the fair variant takes 3
+    half: bool = False  # work at half size, as DyeFreeNet does
+
+
+class EvaluateConfig(Frozen):
+    """Protocols and statistics of the final table."""
+
+    protocols: tuple[str, ...] = ("window600/1", "paper8/1")
+    resamples: PositiveInt = 10_000  # of patients, for the bootstrap intervals
+
+
+class Recipe(Frozen):
+    """One whole run. Workers, GPUs and paths of the store are no part of it."""
+
+    name: str = "paper"
+    seed: int = 0
+    phantom: PhantomConfig | None = None  # made-up archive; None: ingest.paired names a real one
+    grid: GridConfig = GridConfig()
+    ingest: IngestConfig = IngestConfig()
+    ssl: SslConfig = SslConfig()
+    primary: CascadeStageConfig = CascadeStageConfig()
+    refine: CascadeStageConfig = CascadeStageConfig(lr=5e-5, decay_epoch=17, epochs=20)
+    unet: BaselineConfig = BaselineConfig(adversarial_weight=0.0, mse_weight=1.0)
+    pix2pix: BaselineConfig = BaselineConfig(mse_weight=0.0, l1_weight=100.0)
+    ablation: bool = True  # also train the primary without SSL (E4)
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.phantom is None and not self.ingest.paired:
+            raise ValueError(
+                "ingest.paired: expected an archive of paired CT (or a phantom), found none; "
+                "use --set ingest.paired=FOLDER"
+            )
+        for name in ("primary", "refine"):
+            if getattr(self, name).generator != self.ssl.generator:
+                raise ValueError(f"{name}.generator: expected the same as ssl.generator, whose weights it takes")
+        return self

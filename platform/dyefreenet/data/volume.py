@@ -1,0 +1,46 @@
+"""A CT volume in HU with its place in the patient. No files are read or written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+AIR_HU = -1024
+
+
+@dataclass(frozen=True)
+class Volume:
+    """CT in HU with geometry, in the patient's LPS coordinates.
+
+    Attributes:
+        hu: int16, [Z, H, W], slices in the order of ``normal``; padding holds ``AIR_HU``.
+        spacing: Distance between voxel centres in mm, (z, y, x).
+        origin: Position of voxel [0, 0, 0] in mm, LPS (x, y, z).
+        direction: Unit vectors in LPS, [3, 3]: rows are the way along columns (x index rising),
+            along rows (y index rising), and from slice to slice (z index rising).
+        padding: True where the scanner stored no measurement, [Z, H, W]; None where it stored all.
+    """
+
+    hu: NDArray[np.int16]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: NDArray[np.float64] = field(default_factory=lambda: np.eye(3))
+    padding: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        if self.hu.ndim != 3 or self.hu.dtype != np.int16:
+            raise ValueError(
+                f"Volume.hu: expected int16 [Z, H, W], found {self.hu.dtype} {self.hu.shape}"
+            )
+        if self.padding is not None and self.padding.shape != self.hu.shape:
+            raise ValueError(
+                f"Volume.padding: expected shape {self.hu.shape}, found {self.padding.shape}"
+            )
+        if not all(np.isfinite(step) and step > 0 for step in self.spacing):
+            raise ValueError(f"Volume.spacing: expected three lengths > 0 mm, found {self.spacing}")
+
+    def with_hu(self, hu: NDArray[np.int16]) -> Volume:
+        """The same place with other voxels."""
+        return Volume(hu, self.spacing, self.origin, self.direction, self.padding)

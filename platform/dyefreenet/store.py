@@ -1,0 +1,182 @@
+"""Run folders, on local disk or object storage.
+
+A step of a run is a folder ``{store}/{run}/{step}``, readable by name. Its ``manifest.json`` is
+written last and is the only sign that the step is done: whatever lies in a folder without one is
+half-written and will be made again. The fingerprint is a hash of the step's config and of the
+fingerprints of the steps it needs; workers, GPUs and paths are no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from dyefreenet import __version__
+from dyefreenet.errors import InputError, StoreError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by its address: a path or an ``s3://`` URI. Names below it use ``/``."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        if "://" not in self.uri:  # workers change their directory, so no path stays relative
+            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri
+
+    def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            return url_to_fs(self.uri)  # type: ignore[no-any-return]
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{self.uri}: no storage of this kind is installed ({error})") from error
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file.
+
+        Raises:
+            InputError: It is not there, or the storage refuses.
+        """
+        fs, root = self._fs()
+        try:
+            return bytes(fs.cat_file(f"{root}/{name}"))
+        except FileNotFoundError as error:
+            raise InputError(f"{self.uri}/{name}: expected a file, found none") from error
+        except (OSError, RuntimeError) as error:
+            raise _refused(self.uri, error) from error
+        except Exception as error:  # botocore's errors are no OSError, and no import is worth it here
+            if type(error).__module__.startswith(("botocore", "aiobotocore")):
+                raise _refused(self.uri, error) from error
+            raise
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file in place whole or not at all."""
+        fs, root = self._fs()
+        path = f"{root}/{name}"
+        try:
+            if self.is_local:
+                target = Path(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+                try:
+                    partial.write_bytes(content)
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)
+            else:
+                fs.pipe_file(path, content)  # an object appears when its upload is complete
+        except OSError as error:
+            raise _refused(self.uri, error) from error
+        except Exception as error:
+            if type(error).__module__.startswith(("botocore", "aiobotocore")):
+                raise _refused(self.uri, error) from error
+            raise
+
+    def exists(self, name: str = "") -> bool:
+        fs, root = self._fs()
+        try:
+            return bool(fs.exists(f"{root}/{name}" if name else root))
+        except Exception as error:
+            if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+                raise _refused(self.uri, error) from error
+            raise
+
+    def names(self) -> list[str]:
+        """Names of all files below, sorted, relative to the folder."""
+        fs, root = self._fs()
+        try:
+            fs.invalidate_cache()
+            found = fs.find(root)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+                raise _refused(self.uri, error) from error
+            raise
+        prefix = root.rstrip("/") + "/"
+        return sorted(path.removeprefix(prefix) for path in found)
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise StoreError(f"{self.uri}/{name}: expected JSON, found {error}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the finished step says of itself; None: the step is not done."""
+        if not self.exists(MANIFEST):
+            return None
+        manifest = self.read_json(MANIFEST)
+        if not isinstance(manifest, dict) or "fingerprint" not in manifest:
+            raise StoreError(f"{self.uri}/{MANIFEST}: expected a step's manifest, found other JSON")
+        return manifest
+
+    def publish(self, fingerprint: str, config: dict[str, Any], **facts: Any) -> None:
+        """Declare the step done: its manifest, last of all files."""
+        self.write_json(
+            MANIFEST,
+            {
+                "fingerprint": fingerprint,
+                "config": config,
+                "code": code_version(),
+                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+            | facts,
+        )
+
+
+def _refused(uri: str, error: Exception) -> InputError:
+    hint = ""
+    text = str(error) or type(error).__name__
+    if uri.startswith("s3://"):
+        hint = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL off AWS)"
+    return InputError(f"{uri}: expected a place that can be read and written, found: {text}{hint}")
+
+
+def fingerprint(config: dict[str, Any], needs: dict[str, str]) -> str:
+    """Identity of a step: hash of its config and of the fingerprints of what it needs."""
+    text = json.dumps([config, needs], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_version() -> str:
+    """Package version, and the commit where this is a checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{commit}"
