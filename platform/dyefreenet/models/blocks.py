@@ -1,0 +1,67 @@
+"""Parts that the networks share: a norm that spans workers, and the double convolution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+Norm = Literal["batch", "group", "none"]
+
+# B batch, C channels, H W pixels.
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics span all workers, on CPU as on GPU.
+
+    torch's own SyncBatchNorm refuses the CPU. With one worker this is the usual batch norm, and N
+    workers at the same global batch compute the same values, up to the order of sums.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        workers = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if not self.training or workers == 1:
+            return super().forward(values)
+        count = values.numel() / values.shape[1] * workers
+        moments = torch.stack([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3))])
+        moments = dist_nn.all_reduce(moments) / count  # differentiable, as the statistics are
+        mean, square = moments[0], moments[1]
+        variance = (square - mean * mean).clamp_min(0)
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return values * scale[:, None, None] + shift[:, None, None]
+
+
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """The norm after a convolution (paper.md G7)."""
+    if kind == "batch":
+        return BatchNorm2d(channels)
+    if kind == "group":
+        groups = 8 if channels % 8 == 0 else 1
+        return nn.GroupNorm(groups, channels)
+    return nn.Identity()
+
+
+class DoubleConv(nn.Sequential):
+    """(3x3 convolution, norm, ReLU) twice: a *convolutional block* of the paper."""
+
+    def __init__(self, incoming: int, outgoing: int, norm: Norm) -> None:
+        bias = norm == "none"  # a norm has a shift of its own
+        super().__init__(
+            nn.Conv2d(incoming, outgoing, 3, padding=1, bias=bias),
+            make_norm(norm, outgoing),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outgoing, outgoing, 3, padding=1, bias=bias),
+            make_norm(norm, outgoing),
+            nn.ReLU(inplace=True),
+        )

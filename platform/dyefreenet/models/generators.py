@@ -1,0 +1,99 @@
+"""The high-resolution generator of DyeFreeNet and the U-Net that it is measured against."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dyefreenet.config import GeneratorConfig
+from dyefreenet.models.blocks import DoubleConv
+
+# B batch, C channels, H W pixels, L levels. A triplet is the slice below, the slice, the slice above.
+
+
+class HighResolutionGenerator(nn.Module):
+    """U-Net-like, each encoder block fed by *all* earlier blocks (section 2.2; paper.md G1-G4, G6).
+
+    Level l works at 1/2^l of the input's size, so H and W must be multiples of 2^(L-1).
+    """
+
+    def __init__(self, config: GeneratorConfig, channels: int = 3) -> None:
+        super().__init__()
+        self.residual = config.residual
+        widths = [config.base * 2**level for level in range(config.levels)]
+        self.multiple = 2 ** (config.levels - 1)  # of which H and W must be
+        self.encoder = nn.ModuleList(
+            DoubleConv(sum(widths[:level]) or channels, width, config.norm)
+            for level, width in enumerate(widths)
+        )
+        self.decoder = nn.ModuleList(
+            DoubleConv(widths[level] + widths[level + 1], widths[level], config.norm)
+            for level in reversed(range(config.levels - 1))
+        )
+        self.texture = nn.Conv2d(config.base + channels, 10, 1)  # G3: last feature map and the input
+        self.leave = nn.Conv2d(10, channels, 1)
+        if self.residual:  # starts as the identity: what is not learnt yet is not enhanced
+            nn.init.zeros_(self.leave.weight)
+            nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    def features(self, triplet: Tensor) -> list[Tensor]:
+        """What every convolutional block yields, encoder first (the maps of Eq. 5's third term)."""
+        encoded: list[Tensor] = []
+        for level, block in enumerate(self.encoder):
+            if level == 0:
+                incoming = triplet
+            else:
+                earlier = [
+                    F.max_pool2d(feature, 2 ** (level - source))
+                    for source, feature in enumerate(encoded)
+                ]
+                incoming = torch.cat(earlier, dim=1)
+            encoded.append(block(incoming))
+        rising, decoded = encoded[-1], []
+        for block, skip in zip(self.decoder, reversed(encoded[:-1]), strict=True):
+            upsampled = F.interpolate(rising, scale_factor=2, mode="bilinear", align_corners=False)
+            rising = block(torch.cat([upsampled, skip], dim=1))
+            decoded.append(rising)
+        return encoded + decoded
+
+    def forward(self, triplet: Tensor) -> Tensor:
+        """[B, C, H, W] in [-1, 1] to the same shape; it may overshoot, ``hu.from_network`` clips."""
+        last = self.features(triplet)[-1]
+        predicted = self.leave(F.relu(self.texture(torch.cat([last, triplet], dim=1))))
+        return triplet + predicted if self.residual else predicted
+
+
+class UNet(nn.Module):
+    """U-Net of Ronneberger et al. 2015 with bilinear up-sampling: the baseline (E2)."""
+
+    def __init__(self, config: GeneratorConfig, channels: int) -> None:
+        super().__init__()
+        self.residual = config.residual
+        widths = [config.base * 2**level for level in range(config.levels)]
+        self.multiple = 2 ** (config.levels - 1)
+        self.encoder = nn.ModuleList(
+            DoubleConv(widths[level - 1] if level else channels, width, config.norm)
+            for level, width in enumerate(widths)
+        )
+        self.decoder = nn.ModuleList(
+            DoubleConv(widths[level] + widths[level + 1], widths[level], config.norm)
+            for level in reversed(range(config.levels - 1))
+        )
+        self.leave = nn.Conv2d(config.base, channels, 1)
+        if self.residual:
+            nn.init.zeros_(self.leave.weight)
+            nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """[B, C, H, W] in [-1, 1] to the same shape."""
+        skips: list[Tensor] = []
+        rising = slices
+        for level, block in enumerate(self.encoder):
+            rising = block(F.max_pool2d(rising, 2) if level else rising)
+            skips.append(rising)
+        for block, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
+            upsampled = F.interpolate(rising, scale_factor=2, mode="bilinear", align_corners=False)
+            rising = block(torch.cat([upsampled, skip], dim=1))
+        predicted = self.leave(rising)
+        return slices + predicted if self.residual else predicted

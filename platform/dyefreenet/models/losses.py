@@ -1,0 +1,71 @@
+"""Eqs 1-5 of the paper as pure functions: tensors in, scalars out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def intensity_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Eq. 1: mean of -log p over the K intensity versions of each slice.
+
+    Args:
+        logits: [B * K, K].
+        classes: Index of the coefficient that was applied, [B * K].
+    """
+    return F.cross_entropy(logits, classes)
+
+
+def judge(logits: Tensor, label: float, mse_weight: float) -> Tensor:
+    """BCE-with-logits and MSE of a map of logits against one label (the two terms of Eq. 4)."""
+    target = torch.full_like(logits, label)
+    loss = F.binary_cross_entropy_with_logits(logits, target)
+    if mse_weight:
+        loss = loss + mse_weight * F.mse_loss(logits, target)
+    return loss
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, mse_weight: float) -> Tensor:
+    """Eq. 4: half the sum over real maps as ones and virtual maps as zeros (paper.md A3)."""
+    return 0.5 * (judge(real, 1.0, mse_weight) + judge(fake, 0.0, mse_weight))
+
+
+def adversarial_loss(fake: Tensor, mse_weight: float, saturating: bool) -> Tensor:
+    """The generator's part of Eq. 2.
+
+    Saturating is Eq. 2 to the letter, log(1 - D); it has little gradient where D is sure. The other
+    form asks D to call the virtual scan real (paper.md A4).
+    """
+    if saturating:
+        return -F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
+    return 0.5 * judge(fake, 1.0, mse_weight)
+
+
+def enhancement_weights(plain: Tensor, contrast: Tensor, vessel_weight: float) -> Tensor | float:
+    """Weight of each pixel: 1 where nothing enhances, 1 + vessel_weight where much does.
+
+    The true enhancement, |contrast - plain| in the units of the network, saturates at 0.25
+    (100 HU at the default window), so noise weighs little and every vessel much.
+    """
+    if not vessel_weight:
+        return 1.0
+    return 1.0 + vessel_weight * ((contrast - plain).abs() / 0.25).clamp(max=1.0) ** 2
+
+
+def pixel_mse(fake: Tensor, real: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+    """Eq. 3."""
+    return (weights * (fake - real) ** 2).mean()
+
+
+def pixel_l1(fake: Tensor, real: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+    """L1 term of Pix2Pix (Isola et al. 2017, Eq. 3)."""
+    return (weights * (fake - real).abs()).mean()
+
+
+def perceptual_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Third term of Eq. 5: over blocks j, squared distance of features divided by C*H*W (L2)."""
+    terms = [F.mse_loss(a, b) for a, b in zip(fake, real, strict=True)]
+    return torch.stack(terms).sum()

@@ -1,0 +1,149 @@
+"""The turn of the discriminator and of the generator, shared by every stage that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dyefreenet.config import AdversarialConfig, CascadeStageConfig, GridConfig
+from dyefreenet.errors import StoreError
+from dyefreenet.models import losses
+from dyefreenet.models.discriminators import PatchDiscriminator
+from dyefreenet.models.generators import HighResolutionGenerator
+from dyefreenet.train.state import TrainState, adam, update
+
+# B batch, C channels, H W pixels; all slices in [-1, 1].
+
+ENHANCED_HU = 100.0  # true change from which a pixel counts as enhanced, in validation
+
+
+def add_discriminator(state: TrainState, channels: int, config: AdversarialConfig) -> None:
+    """A new discriminator of plain and contrast slices, ``channels`` in all, and its Adam."""
+    network = PatchDiscriminator(channels, config.discriminator_base, config.discriminator_norm)
+    state.networks["discriminator"] = network
+    state.optimisers["discriminator"] = adam(network, config)
+
+
+def take_weights(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Start from another step's weights (S6, T1, T2).
+
+    Raises:
+        StoreError: Under 95 % of the network's tensors have a partner of the same shape.
+    """
+    own = network.state_dict()
+    matched = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    if len(matched) < 0.95 * len(own):
+        missing = sorted(set(own) - set(matched))[:3]
+        raise StoreError(
+            f"{source}: expected weights for {len(own)} tensors, found {len(matched)} that fit; "
+            f"missing {', '.join(missing)}, ..."
+        )
+    network.load_state_dict(matched, strict=False)
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Eval mode, no gradient for its own weights (gradients still pass through)."""
+    return network.eval().requires_grad_(False)
+
+
+def generator_terms(
+    score: Tensor | None,
+    plain: Tensor,
+    fake: Tensor,
+    real: Tensor,
+    features: tuple[list[Tensor], list[Tensor]] | None,
+    config: AdversarialConfig,
+) -> dict[str, Tensor]:
+    """Terms of Eq. 5, weighted, by name.
+
+    Args:
+        score: Logits of the discriminator for the virtual slices; None without one.
+        plain: [B, C, H, W], as are ``fake`` (virtual) and ``real`` (true contrast).
+        features: Maps of the frozen network for virtual and true slices; None without the term.
+    """
+    terms = {}
+    if score is not None:
+        adversarial = losses.adversarial_loss(score, config.d_mse_weight, config.saturating)
+        terms["adversarial"] = config.adversarial_weight * adversarial
+    weights = losses.enhancement_weights(plain, real, config.vessel_weight)
+    if config.mse_weight:
+        terms["mse"] = config.mse_weight * losses.pixel_mse(fake, real, weights)
+    if config.l1_weight:
+        terms["l1"] = config.l1_weight * losses.pixel_l1(fake, real, weights)
+    if features is not None and isinstance(config, CascadeStageConfig):
+        terms["perceptual"] = config.perceptual_weight * losses.perceptual_loss(*features)
+    return terms
+
+
+def update_both(
+    state: TrainState,
+    plain: Tensor,
+    fake: Tensor,
+    real: Tensor,
+    config: AdversarialConfig,
+    seen: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """One update of the discriminator, then one of the generator, on the same virtual slices.
+
+    Args:
+        seen: Virtual and true slices as the feature network is to see them; None without it.
+    """
+    terms: dict[str, Tensor] = {}
+    critic = state.networks.get("discriminator")
+    score = None
+    if critic is not None:
+        judged_real, judged_fake = critic(plain, real), critic(plain, fake.detach())
+        loss = losses.discriminator_loss(judged_real, judged_fake, config.d_mse_weight)
+        update(state.optimisers["discriminator"], loss)
+        terms["discriminator"] = loss.detach()
+        right = ((judged_real > 0).float().mean() + (judged_fake < 0).float().mean()) / 2
+        terms["discriminator_accuracy"] = right.detach()
+        critic.requires_grad_(False)  # the generator's turn: the critic only judges
+        score = critic(plain, fake)
+    features = None
+    if seen is not None:
+        eye = state.frozen["features"]
+        assert isinstance(eye, HighResolutionGenerator)
+        with torch.no_grad():
+            of_real = eye.features(seen[1])
+        features = eye.features(seen[0]), of_real
+    generator = generator_terms(score, plain, fake, real, features, config)
+    update(state.optimisers["generator"], torch.stack(list(generator.values())).sum())
+    if critic is not None:
+        critic.requires_grad_(True)
+    return terms | {name: term.detach() for name, term in generator.items()}
+
+
+def score_predictions(
+    pairs: Iterator[tuple[Tensor, Tensor, Tensor]], grid: GridConfig
+) -> dict[str, float]:
+    """PSNR in the window, and error where the true scan enhances, over all validation slices.
+
+    Args:
+        pairs: Plain, predicted and true centre slices, [B, H, W] in [-1, 1].
+    """
+    low, high = grid.window
+    squares = count = missed = enhanced = 0.0
+    for plain, fake, real in pairs:
+        error = (fake.clamp(-1, 1) - real) * (high - low) / 2  # HU
+        where = (real - plain).abs() * (high - low) / 2 > ENHANCED_HU
+        squares += float((error * error).sum())
+        count += error.numel()
+        missed += float(error.abs()[where].sum())
+        enhanced += float(where.sum())
+    if not count:
+        return {}
+    mean_square = torch.tensor(squares / count).clamp_min(1e-12)
+    figures = {"psnr": float(10 * torch.log10((high - low) ** 2 / mean_square))}
+    if enhanced:
+        figures["enhanced_mae_hu"] = missed / enhanced
+    return figures
+
+
+def centre(slices: Tensor) -> Tensor:
+    """The slice in question of [B, 3, H, W] (or of [B, 1, H, W]): [B, H, W]."""
+    return slices[:, slices.shape[1] // 2]
+
+

@@ -1,0 +1,73 @@
+"""Primary stage: plain triplet at half size to the first virtual contrast triplet (section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from dyefreenet.config import CascadeStageConfig, GridConfig, Recipe
+from dyefreenet.models.generators import HighResolutionGenerator
+from dyefreenet.models.scale import to_full, to_half
+from dyefreenet.stages.adversarial import (
+    add_discriminator,
+    centre,
+    freeze,
+    score_predictions,
+    take_weights,
+    update_both,
+)
+from dyefreenet.train.state import TrainState, adam
+
+Load = Callable[[str], dict[str, Tensor]]  # name of a step to its generator's weights
+
+
+def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
+    """G from the SSL weights (or random, the ablation), a new D, and the frozen feature network."""
+    generator = HighResolutionGenerator(config.generator)
+    eye = HighResolutionGenerator(config.generator)  # random unless SSL gives its weights (L3)
+    if config.init == "previous":
+        take_weights(generator, load("ssl"), "ssl")
+    if config.perceptual_features == "ssl":
+        take_weights(eye, load("ssl"), "ssl")
+    state = TrainState({"generator": generator}, {"generator": adam(generator, config)})
+    if config.perceptual_weight:
+        state.frozen["features"] = freeze(eye)
+    if config.adversarial_weight:
+        add_discriminator(state, 6, config)
+    return state
+
+
+def step(
+    state: TrainState, batch: dict[str, Tensor], config: CascadeStageConfig, grid: GridConfig
+) -> dict[str, Tensor]:
+    """One update of each network; all at half size."""
+    plain, real = to_half(batch["plain"]), to_half(batch["contrast"])  # [B, 3, H/2, W/2]
+    fake = state.networks["generator"](plain)
+    seen = (fake, real) if "features" in state.frozen else None
+    return update_both(state, plain, fake, real, config, seen)
+
+
+def predict(networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig) -> Tensor:
+    """Full-size triplets in, full-size virtual triplets out, [B, 3, H, W] in [-1, 1]."""
+    return to_full(networks["generator"](to_half(plain)), plain, grid.upsample)
+
+
+def validate(
+    state: TrainState,
+    batches: Iterator[dict[str, Tensor]],
+    config: CascadeStageConfig,
+    grid: GridConfig,
+) -> dict[str, float]:
+    """Windowed PSNR and error of enhanced pixels, at full size."""
+    return score_predictions(
+        (
+            (
+                centre(batch["plain"]),
+                centre(predict(state.networks, batch["plain"], grid)),
+                centre(batch["contrast"]),
+            )
+            for batch in batches
+        ),
+        grid,
+    )

@@ -1,0 +1,83 @@
+"""Refine stage: the primary's triplet to the final one, judged at full size (G5, T2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dyefreenet.config import CascadeStageConfig, GridConfig, Recipe
+from dyefreenet.models.generators import HighResolutionGenerator
+from dyefreenet.models.scale import to_full, to_half
+from dyefreenet.stages.adversarial import (
+    add_discriminator,
+    centre,
+    freeze,
+    score_predictions,
+    take_weights,
+    update_both,
+)
+from dyefreenet.stages.primary import Load
+from dyefreenet.train.state import TrainState, adam
+
+
+def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
+    """G from the primary's weights, a new D; the primary itself is frozen and feeds G."""
+    primary = HighResolutionGenerator(config.generator)
+    take_weights(primary, load("primary"), "primary")
+    generator = HighResolutionGenerator(config.generator)
+    if config.init == "previous":
+        take_weights(generator, load("primary"), "primary")
+    eye = HighResolutionGenerator(config.generator)
+    if config.perceptual_features == "ssl":
+        take_weights(eye, load("ssl"), "ssl")
+    state = TrainState({"generator": generator}, {"generator": adam(generator, config)})
+    state.frozen["primary"] = freeze(primary)
+    if config.perceptual_weight:
+        state.frozen["features"] = freeze(eye)
+    if config.adversarial_weight:
+        add_discriminator(state, 6, config)
+    return state
+
+
+def step(
+    state: TrainState, batch: dict[str, Tensor], config: CascadeStageConfig, grid: GridConfig
+) -> dict[str, Tensor]:
+    """One update of each network; D and the pixel term at full size, features at half.
+
+    The feature network has learnt at half size, so that is where it looks.
+    """
+    plain, real = batch["plain"], batch["contrast"]  # [B, 3, H, W]
+    with torch.no_grad():
+        initial = state.frozen["primary"](to_half(plain))
+    fake = to_full(state.networks["generator"](initial), plain, grid.upsample)
+    seen = (to_half(fake), to_half(real)) if "features" in state.frozen else None
+    return update_both(state, plain, fake, real, config, seen)
+
+
+def predict(networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig) -> Tensor:
+    """Full-size triplets in, full-size virtual triplets out, [B, 3, H, W] in [-1, 1]."""
+    initial = networks["primary"](to_half(plain))
+    return to_full(networks["generator"](initial), plain, grid.upsample)
+
+
+def validate(
+    state: TrainState,
+    batches: Iterator[dict[str, Tensor]],
+    config: CascadeStageConfig,
+    grid: GridConfig,
+) -> dict[str, float]:
+    """Windowed PSNR and error of enhanced pixels, at full size."""
+    networks = state.networks | {"primary": state.frozen["primary"]}
+    return score_predictions(
+        (
+            (
+                centre(batch["plain"]),
+                centre(predict(networks, batch["plain"], grid)),
+                centre(batch["contrast"]),
+            )
+            for batch in batches
+        ),
+        grid,
+    )

