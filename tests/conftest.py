@@ -1,0 +1,81 @@
+"""Fixtures that more than one test file uses: the local Ray cluster, real CT, other programs.
+
+The environment is set here, before anything imports ray or torch; workers inherit it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = Path(os.environ.get("DYEFREENET_REAL_DATA", ROOT.parent / "shared" / "data"))
+DEBIAN_PACKAGES = {  # program: the package that has it
+    "dciodvfy": "dicom3tools",
+    "dcentvfy": "dicom3tools",
+    "dcmdump": "dcmtk",
+    "dcmftest": "dcmtk",
+    "dcmcjpls": "dcmtk",
+    "dcmcjpeg": "dcmtk",
+    "dcmcrle": "dcmtk",
+}
+
+os.environ.pop("RAY_ADDRESS", None)  # the tests never join a cluster that is already there
+os.environ.update(
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),  # from the environment: nothing is written to the home
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",  # a tiny training ends when it ends, not 2 s later
+    RAY_DATA_USE_DATASOURCE_V2="0",  # V2 lists files for seconds before a small epoch
+    RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",  # starved of CPUs: an error, not a silent hang
+    RAY_CHDIR_TO_TRIAL_DIR="0",
+    OMP_NUM_THREADS="1",
+    PYTHONPATH=os.pathsep.join(
+        [str(ROOT / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One Ray cluster for the whole session; tests that use it are marked ``ray``.
+
+    It claims 4 CPUs on any machine, since workers that hold every CPU leave none to Ray Data. The
+    dashboard is on: without it, Tune never gets back what a stopped trial had reserved.
+    """
+    import ray
+
+    # A Unix socket's path holds about 107 bytes, and Ray's own part of it takes most of them.
+    folder = tempfile.mkdtemp(prefix="dfn", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=True,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real CT; a test that needs it is marked ``real``."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real CT at {os.path.relpath(REAL_DATA, ROOT)}")
+    return REAL_DATA
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("program"):
+        name = mark.args[0]
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed: apt-get install {DEBIAN_PACKAGES[name]}")
