@@ -1,0 +1,547 @@
+"""One CT series, DICOM or NIfTI, to a Volume in HU, or a SeriesError that says why not.
+
+Nothing is repaired in silence: what is left out (a scout image, a slice stored twice) stands in
+``Series.notes``, and whatever would need a guess is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
+
+from dyefreenet.data.volume import AIR_HU, Volume
+from dyefreenet.errors import InputError, Reason, SeriesError
+from dyefreenet.store import Folder
+
+File = bytes | str | Path  # a file's content, its path, or its s3:// address
+
+# Scanners fill what lies outside the round field of view with one number far below air, such as
+# -2000, -2048 or -3024 HU. Noise in air reaches about -1150 HU, so nothing measured is this low.
+FILL_HU = -1500
+AXIAL = 0.9  # least |z| of the slice normal, a tilt of 26 degrees
+STEP_TOLERANCE = 0.01  # of the distance between slices
+STEP_TOLERANCE_MM = 0.01  # positions are often written with two decimals
+SAME_PLACE_MM = 0.01
+DRIFT_MM = 0.1  # sideways, over a whole series
+NIFTI = (".nii", ".nii.gz")
+JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A CT series as it was read.
+
+    Attributes:
+        volume: HU and geometry.
+        headers: Each slice's data set without pixels, in the order of the volume.
+        paths: Where each slice came from, in the same order; "" where bytes were given.
+        stored_padding: What the file stores where ``volume.padding`` is True, in C order, so that
+            a derived series can write the same; empty where there is no padding.
+        notes: What was left out, in words that name no patient.
+    """
+
+    volume: Volume
+    headers: list[pydicom.Dataset]
+    paths: list[str]
+    stored_padding: NDArray[np.int32]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A file's header, and where its uncompressed pixels begin."""
+
+    file: File
+    header: pydicom.Dataset
+    pixels_at: int | None  # byte of Pixel Data's own tag; None: compressed, pydicom decodes
+
+    @property
+    def path(self) -> str:
+        return "" if isinstance(self.file, bytes) else str(self.file)
+
+    @property
+    def name(self) -> str:
+        """For messages: the number within the series, never text that may name a patient."""
+        return f"instance {self.header.get('InstanceNumber', '?')}"
+
+
+# ---- one series ----------------------------------------------------------------------------------
+
+
+def read_series(files: Sequence[File]) -> Series:
+    """The slices of one DICOM series as a volume.
+
+    Slices are sorted by Image Position along the normal of Image Orientation, never by file name or
+    Instance Number. HU come from each slice's own Rescale Slope and Intercept. Padding (Pixel
+    Padding Value and its range, or anything below ``FILL_HU``) is masked before it is rescaled;
+    measured values below -1024 HU are raised to it.
+
+    Raises:
+        SeriesError: The files are not one regular axial CT series; the reason says why.
+    """
+    if not files:
+        raise SeriesError("short", "0 files; a triplet needs at least 3 slices")
+    slices = [_open(file, number, len(files)) for number, file in enumerate(files, start=1)]
+    for one in slices:
+        _require_ct(one)
+    images = [one for one in slices if not is_localizer(one.header)]
+    notes = []
+    if not images:
+        raise SeriesError("localizer", f"{len(slices)} images, all of them scouts or projections")
+    if len(images) < len(slices):
+        notes.append(f"{len(slices) - len(images)} localizer images left out")
+    _require_one_series(images)
+
+    row, column, normal = _orientation(images)
+    positions = np.array([_numbers(one, "ImagePositionPatient", 3) for one in images])  # [N, 3]
+    order = np.argsort(positions @ normal, kind="stable")
+    images, positions = [images[number] for number in order], positions[order]
+    kept = _without_copies(images, positions @ normal)
+    if len(kept) < len(images):
+        notes.append(f"{len(images) - len(kept)} slices stored twice, one copy left out")
+        images, positions = [images[number] for number in kept], positions[kept]
+    step = slice_step(positions, normal)
+
+    first = images[0].header
+    shape = (len(images), int(first.Rows), int(first.Columns))
+    hu = np.empty(shape, np.int16)
+    padding = np.zeros(shape, np.bool_)
+    stored_padding = []
+    for number, one in enumerate(images):
+        stored = _stored(one)
+        hu[number], padding[number] = _rescaled(one, stored)
+        stored_padding.append(stored[padding[number]].astype(np.int32))
+    spacing_y, spacing_x = _numbers(images[0], "PixelSpacing", 2)
+    volume = Volume(
+        hu,
+        spacing=(step, spacing_y, spacing_x),
+        origin=(float(positions[0][0]), float(positions[0][1]), float(positions[0][2])),
+        direction=np.stack([row, column, normal]),
+        padding=padding if padding.any() else None,
+    )
+    return Series(
+        volume,
+        [one.header for one in images],
+        [one.path for one in images],
+        np.concatenate(stored_padding),
+        tuple(notes),
+    )
+
+
+def slice_step(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
+    """Distance between slices in mm; refuses a series with a hole, a copy or a shear.
+
+    Args:
+        positions: Image Position of each slice in mm, [N, 3], sorted along ``normal``.
+        normal: Unit vector from slice to slice, [3].
+    """
+    if len(positions) < 3:
+        raise SeriesError("short", f"{len(positions)} slices; a triplet needs at least 3")
+    z = positions @ normal
+    steps = np.diff(z)
+    median = float(np.median(steps))
+    tolerance = max(STEP_TOLERANCE * median, STEP_TOLERANCE_MM)
+    worst = int(np.argmax(np.abs(steps - median)))
+    if abs(steps[worst] - median) > tolerance:
+        raise SeriesError(
+            "gap",
+            f"step of {steps[worst]:.2f} mm between z={z[worst]:.2f} and z={z[worst + 1]:.2f}; "
+            f"the median step is {median:.2f} mm (tolerance {tolerance:.3f} mm)",
+        )
+    span = float(z[-1] - z[0])
+    offsets = positions - positions[0]
+    drift = float(np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1).max())
+    if drift > DRIFT_MM:
+        raise SeriesError(
+            "geometry",
+            f"slices drift {drift:.2f} mm sideways over {span:.1f} mm, a gantry tilt of "
+            f"{np.degrees(np.arctan2(drift, span)):.1f} degrees; expected less than {DRIFT_MM} mm",
+        )
+    return span / (len(positions) - 1)
+
+
+def is_localizer(header: pydicom.Dataset) -> bool:
+    """Whether Image Type (0008,0008) calls this a scout, or a projection through many slices."""
+    words = {str(word).upper() for word in header.get("ImageType", None) or []}
+    return "LOCALIZER" in words or any("MIP" in word or "MINIP" in word for word in words)
+
+
+def _open(file: File, number: int, total: int) -> _Slice:
+    try:
+        with _stream(file) as stream:
+            header = pydicom.dcmread(stream, stop_before_pixels=True)
+            pixels_at: int | None = stream.tell()
+    except InvalidDicomError as error:
+        raise SeriesError("unreadable", f"file {number} of {total}: not a DICOM file") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged files make pydicom raise almost anything
+        raise SeriesError(
+            "unreadable", f"file {number} of {total}: {type(error).__name__} in its header"
+        ) from error
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not syntax:
+        raise SeriesError("syntax", f"file {number} of {total}: no Transfer Syntax (0002,0010)")
+    if UID(syntax).is_encapsulated or syntax == DeflatedExplicitVRLittleEndian:
+        pixels_at = None
+    return _Slice(file, header, pixels_at)
+
+
+def _stream(file: File) -> BinaryIO:
+    return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
+
+
+def _require_ct(one: _Slice) -> None:
+    header = one.header
+    modality, sop_class = header.get("Modality"), header.get("SOPClassUID")
+    if modality != "CT" or (sop_class and sop_class != CTImageStorage):
+        found = UID(sop_class).name if sop_class else "no SOP class"
+        raise SeriesError(
+            "not-ct", f"{one.name}: expected CT Image Storage, found {modality}, {found}"
+        )
+    missing = [
+        word
+        for word in ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient")
+        + ("ImageOrientationPatient", "BitsStored", "PixelRepresentation")
+        if header.get(word) in (None, "")
+    ]
+    # A scout may lack its place; it is left out in any case.
+    if missing and not is_localizer(header):
+        raise SeriesError("geometry", f"{one.name}: no {', '.join(missing)}")
+    expected = {
+        "SamplesPerPixel": (1,),
+        "PhotometricInterpretation": ("MONOCHROME1", "MONOCHROME2"),  # display alone; HU are equal
+        "BitsAllocated": (16,),
+        "PixelRepresentation": (0, 1),
+        "NumberOfFrames": (None, 1),
+    }
+    for word, allowed in expected.items():
+        if header.get(word) not in allowed and not is_localizer(header):
+            raise SeriesError(
+                "pixels", f"{one.name}: expected {word} {allowed}, found {header.get(word)}"
+            )
+
+
+def _require_one_series(images: list[_Slice]) -> None:
+    """Refuse files of several series, or slices that do not fit into one block."""
+    for word in ("SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
+        found = {str(one.header.get(word, "")) for one in images}
+        if len(found) > 1:
+            values = "" if word.endswith("UID") else f": {', '.join(sorted(found))}"
+            raise SeriesError("mixed", f"{len(found)} different values of {word}{values}")
+    spacings = np.array([_numbers(one, "PixelSpacing", 2) for one in images])  # [N, 2], mm
+    if spacings.min() <= 0:
+        raise SeriesError("geometry", f"PixelSpacing of {spacings.min()} mm; expected more than 0")
+    if np.ptp(spacings, axis=0).max() > 1e-4 * spacings.min():
+        raise SeriesError(
+            "mixed", f"PixelSpacing from {spacings.min():.4f} to {spacings.max():.4f} mm"
+        )
+
+
+def _orientation(
+    images: list[_Slice],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Unit vectors along a row, along a column, and from slice to slice (PS3.3 C.7.6.2.1.1)."""
+    vectors = np.array([_numbers(one, "ImageOrientationPatient", 6) for one in images])  # [N, 6]
+    row, column = vectors[0, :3], vectors[0, 3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(row @ column) > 1e-3:
+        raise SeriesError(
+            "geometry",
+            f"Image Orientation: expected two unit vectors at right angles, found lengths "
+            f"{lengths[0]:.3f} and {lengths[1]:.3f}, product {row @ column:.4f}",
+        )
+    differs = float(np.ptp(vectors, axis=0).max())
+    if differs > 1e-4:
+        raise SeriesError("not-axial", f"Image Orientation differs by {differs:.4f} between slices")
+    row, column = row / lengths[0], column / lengths[1]
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    if abs(normal[2]) < AXIAL:
+        raise SeriesError(
+            "not-axial",
+            f"the slice normal has |z| = {abs(normal[2]):.2f}; axial CT has at least {AXIAL}",
+        )
+    return row, column, normal
+
+
+def _without_copies(images: list[_Slice], z: NDArray[np.float64]) -> list[int]:
+    """Numbers of the slices to keep: of two with one place and one content, the first."""
+    kept = [0]
+    for number in range(1, len(images)):
+        if z[number] - z[kept[-1]] > SAME_PLACE_MM:
+            kept.append(number)
+            continue
+        same, other = images[kept[-1]], images[number]
+        if not np.array_equal(_hu_of(same), _hu_of(other)):
+            raise SeriesError(
+                "duplicate",
+                f"{same.name} and {other.name} are both at z={z[number]:.2f} mm, with other pixels",
+            )
+    return kept
+
+
+def _numbers(one: _Slice, word: str, count: int) -> list[float]:
+    try:
+        values = [float(value) for value in one.header[word].value]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SeriesError("geometry", f"{one.name}: {word} is missing or no number") from error
+    if len(values) != count or not np.isfinite(values).all():
+        raise SeriesError("geometry", f"{one.name}: expected {count} numbers in {word}: {values}")
+    return values
+
+
+# ---- pixels --------------------------------------------------------------------------------------
+
+
+def _stored(one: _Slice) -> NDArray[np.generic]:
+    """Stored values before rescale, int16 or uint16 [H, W], bits above Bits Stored as found."""
+    header = one.header
+    rows, columns = int(header.Rows), int(header.Columns)
+    signed = header.PixelRepresentation == 1
+    if one.pixels_at is None:
+        return _decoded(one, rows, columns).astype(np.int16 if signed else np.uint16, copy=False)
+    big = header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    expected = rows * columns * 2
+    with _stream(one.file) as stream:
+        stream.seek(one.pixels_at)
+        # tag, then VR, two reserved bytes and a length of four; implicit VR: tag and length
+        tag = stream.read(8 if header.is_implicit_VR else 12)
+        found = tag[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+        content = stream.read(expected) if found else b""
+    if len(content) < expected:
+        raise SeriesError(
+            "unreadable",
+            f"{one.name}: expected {expected} bytes of Pixel Data, found {len(content)}",
+        )
+    order = ">" if big else "<"
+    values = np.frombuffer(content, f"{order}{'i' if signed else 'u'}2").reshape(rows, columns)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _decoded(one: _Slice, rows: int, columns: int) -> NDArray[np.generic]:
+    syntax = UID(one.header.file_meta.TransferSyntaxUID)
+    if syntax.is_encapsulated:
+        try:
+            usable = get_decoder(syntax).is_available
+        except NotImplementedError:
+            usable = False
+        if not usable:
+            raise SeriesError("syntax", f"{one.name}: no decoder is installed for {syntax.name}")
+    try:
+        with _stream(one.file) as stream:
+            whole = pydicom.dcmread(stream)
+        # pyjpegls is three times as fast as pydicom's first choice
+        plugin = "pyjpegls" if syntax in JPEG_LS else ""
+        values = pixel_array(whole, raw=True, decoding_plugin=plugin)
+    except Exception as error:  # each codec raises its own kinds
+        raise SeriesError(
+            "unreadable", f"{one.name}: {syntax.name} does not decode ({type(error).__name__})"
+        ) from error
+    if values.shape != (rows, columns) or values.dtype.kind not in "iu":
+        raise SeriesError(
+            "pixels",
+            f"{one.name}: expected {rows} x {columns} whole numbers, found {values.dtype} "
+            f"{values.shape}",
+        )
+    return values
+
+
+def _rescaled(
+    one: _Slice, stored: NDArray[np.generic]
+) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """Stored values [H, W] to HU and the mask of padding (PS3.3 C.7.5.1.1.2, C.11.1.1.2)."""
+    header = one.header
+    slope, intercept = _rescale(one)
+    padding = _declared_padding(header, stored)  # before bits are cut, which would alter it
+    bits = int(header.BitsStored)
+    if not 1 <= bits <= 16 or header.get("HighBit", bits - 1) != bits - 1:
+        raise SeriesError(
+            "pixels",
+            f"{one.name}: expected Bits Stored up to 16 and High Bit one less, found {bits} and "
+            f"{header.get('HighBit')}",
+        )
+    if bits < 16:  # bits above may hold an overlay; the shift back carries the sign
+        stored = (stored << (16 - bits)) >> (16 - bits)  # type: ignore[operator]
+    if slope == 1.0 and intercept.is_integer():
+        hu = stored.astype(np.int32) + int(intercept)
+    else:
+        hu = np.rint(stored.astype(np.float64) * slope + intercept)
+    padding |= hu < FILL_HU
+    hu[padding] = AIR_HU
+    highest = float(hu.max())
+    if highest > np.iinfo(np.int16).max:
+        raise SeriesError("rescale", f"{one.name}: {highest:.0f} HU; 16 bits hold up to 32767")
+    return np.maximum(hu, AIR_HU).astype(np.int16), padding
+
+
+def _rescale(one: _Slice) -> tuple[float, float]:
+    try:
+        slope = float(one.header["RescaleSlope"].value)
+        intercept = float(one.header["RescaleIntercept"].value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SeriesError("rescale", f"{one.name}: no Rescale Slope and Intercept") from error
+    # 1e6: a finite slope can still carry a stored value beyond every number
+    if not (0 < abs(slope) < 1e6 and abs(intercept) < 1e6):
+        raise SeriesError("rescale", f"{one.name}: slope {slope}, intercept {intercept}")
+    return slope, intercept
+
+
+def _declared_padding(
+    header: pydicom.Dataset, stored: NDArray[np.generic]
+) -> NDArray[np.bool_]:
+    """Where a slice holds Pixel Padding Value (0028,0120), up to its Range Limit (0028,0121)."""
+    value = header.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, np.bool_)
+    limit = header.get("PixelPaddingRangeLimit", value)
+    # Written with the wrong sign often enough (63536 for -2000): the 16 bits are what counts.
+    ends = np.array([int(value) & 0xFFFF, int(limit) & 0xFFFF], np.uint16).view(stored.dtype)
+    if ends[0] == ends[1]:
+        return np.asarray(stored == ends[0])
+    return np.asarray((stored >= ends.min()) & (stored <= ends.max()))
+
+
+def _hu_of(one: _Slice) -> NDArray[np.int16]:
+    return _rescaled(one, _stored(one))[0]
+
+
+# ---- NIfTI ---------------------------------------------------------------------------------------
+
+
+def read_nifti(path: str | Path) -> Volume:
+    """A NIfTI file as a volume in HU, its axes turned and flipped to LPS; no voxel is resampled.
+
+    Raises:
+        InputError: The file is not there.
+        SeriesError: It is not a three-dimensional image of HU that can be laid out axially.
+    """
+    image = _open_nifti(path)
+    values = sitk.GetArrayViewFromImage(image)
+    if not np.isfinite(values).all():
+        raise SeriesError("pixels", f"{int((~np.isfinite(values)).sum())} voxels are not finite")
+    if values.max() > np.iinfo(np.int16).max:
+        raise SeriesError("rescale", f"{values.max():.0f} HU; 16 bits hold up to 32767")
+    padding = values < FILL_HU
+    hu = np.rint(values).clip(AIR_HU).astype(np.int16)
+    hu[padding] = AIR_HU
+    direction = np.array(image.GetDirection()).reshape(3, 3).T  # rows: along x, y, z index
+    if len(hu) < 3:
+        raise SeriesError("short", f"{len(hu)} slices; a triplet needs at least 3")
+    if abs(direction[2, 2]) < AXIAL:
+        raise SeriesError(
+            "not-axial",
+            f"the slice normal has |z| = {abs(direction[2, 2]):.2f}; axial CT has at least {AXIAL}",
+        )
+    x, y, z = image.GetSpacing()
+    return Volume(hu, (z, y, x), image.GetOrigin(), direction, padding if padding.any() else None)
+
+
+def write_nifti(volume: Volume, path: str | Path) -> None:
+    """Write HU and geometry; what was padding is written as -1024 HU."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(to_image(volume), str(path), useCompression=str(path).endswith(".gz"))
+
+
+def read_labels(path: str | Path, volume: Volume) -> NDArray[np.uint8]:
+    """A label map as uint8 [Z, H, W] on the grid of ``volume``, nearest voxel.
+
+    Raises:
+        InputError: The map is not there, or covers none of the volume.
+    """
+    image = _open_nifti(path)
+    on_grid = sitk.Resample(
+        image, to_image(volume), sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8
+    )
+    labels = sitk.GetArrayFromImage(on_grid)
+    if not labels.any() and sitk.GetArrayViewFromImage(image).any():
+        raise InputError(f"{path}: expected labels on the grid of their series, found them elsewhere")
+    return np.asarray(labels, np.uint8)
+
+
+def to_image(volume: Volume) -> sitk.Image:
+    """The same volume for SimpleITK."""
+    image = sitk.GetImageFromArray(volume.hu)
+    z, y, x = volume.spacing
+    image.SetSpacing((x, y, z))
+    image.SetOrigin(volume.origin)
+    image.SetDirection(volume.direction.T.ravel().tolist())
+    return image
+
+
+def _open_nifti(path: str | Path) -> sitk.Image:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: expected a NIfTI file, found none")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise SeriesError("unreadable", "SimpleITK cannot read this NIfTI file") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise SeriesError(
+            "pixels",
+            f"expected one number a voxel in 3 dimensions, found "
+            f"{image.GetNumberOfComponentsPerPixel()} in {image.GetDimension()}",
+        )
+    return sitk.DICOMOrient(image, "LPS")
+
+
+# ---- by address ----------------------------------------------------------------------------------
+
+
+def read_volume(uri: str | Path) -> Volume:
+    """The volume at an address: a NIfTI file, or a folder with one DICOM series; local or s3://.
+
+    Raises:
+        InputError: Nothing is there, or it cannot be reached.
+        SeriesError: What is there cannot be used.
+    """
+    address = str(uri)
+    if address.lower().endswith(NIFTI):
+        return read_nifti_at(address)
+    names = Folder(address).names()
+    if not names:
+        raise InputError(f"{address}: expected a NIfTI file or a folder with one DICOM series")
+    return read_series(fetch([f"{Folder(address)}/{name}" for name in names])).volume
+
+
+def read_nifti_at(uri: str) -> Volume:
+    """``read_nifti`` for an address that may be remote."""
+    if "://" not in uri:
+        return read_nifti(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / ("volume.nii.gz" if uri.lower().endswith(".gz") else "volume.nii")
+        local.write_bytes(_remote(uri))
+        return read_nifti(local)
+
+
+def fetch(uris: Sequence[str]) -> list[File]:
+    """Local paths as they are; the content of remote files, several at a time."""
+    if not any("://" in uri for uri in uris):
+        return list(uris)
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda uri: _remote(uri) if "://" in uri else uri, uris))
+
+
+def _remote(uri: str) -> bytes:
+    folder, _, name = uri.rpartition("/")
+    return Folder(folder).read(name)
