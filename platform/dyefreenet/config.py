@@ -32,7 +32,9 @@ class PhantomConfig(Frozen):
     phases: tuple[Phase, ...] = ("plain", "arterial")
     matrix: tuple[PositiveInt, ...] = (256,)  # drawn per patient, pixels
     slices: PositiveInt = 32  # per series; the part of the body that they cover is drawn
-    noise_hu: tuple[PositiveFloat, PositiveFloat] = (10.0, 30.0)  # sd, drawn per patient
+    slice_mm: tuple[PositiveFloat, PositiveFloat] = (1.5, 6.0)  # spacing, drawn per patient
+    noise_hu: tuple[PositiveFloat, PositiveFloat] = (6.0, 35.0)  # sd, drawn per patient
+    chest_noise_hu: tuple[PositiveFloat, PositiveFloat] = (22.0, 50.0)  # sd, low dose
     motion_mm: tuple[float, float] = (0.0, 4.0)  # peak displacement between phases
     jpegls: Share = 0.25  # share of series compressed as JPEG-LS lossless
     label_maps: str | None = None  # folder of label maps of real CT; None: analytic bodies alone
