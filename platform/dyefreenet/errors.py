@@ -49,6 +49,9 @@ Reason = Literal[
     "phase-unknown",  # no rule told the contrast phase
     "phase-ambiguous",  # several series of one study claim the same phase
     "no-partner",  # a pair needs this patient's other phase
+    "virtual",  # made by a network, so not a measurement
+    "held-out",  # would show training a patient kept for validation or test
+    "ignored",  # left out by phases.csv
     "registration",  # plain and contrast could not be laid over each other
     "syntax",  # a transfer syntax that no installed decoder reads
 ]

@@ -4,6 +4,9 @@ Nothing is repaired in silence: what is left out (a scout image, a slice stored 
 ``Series.notes``, and whatever would need a guess is refused.
 """
 
+# SimpleITK comes without types.
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import io
@@ -19,7 +22,8 @@ import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -30,7 +34,7 @@ from pydicom.uid import (
 )
 
 from dyefreenet.data.volume import AIR_HU, Volume
-from dyefreenet.errors import InputError, Reason, SeriesError
+from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.store import Folder
 
 File = bytes | str | Path  # a file's content, its path, or its s3:// address
@@ -44,6 +48,15 @@ STEP_TOLERANCE_MM = 0.01  # positions are often written with two decimals
 SAME_PLACE_MM = 0.01
 DRIFT_MM = 0.1  # sideways, over a whole series
 NIFTI = (".nii", ".nii.gz")
+REQUIRED = (
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "BitsStored",
+    "PixelRepresentation",
+)
 JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 
 
@@ -219,12 +232,7 @@ def _require_ct(one: _Slice) -> None:
         raise SeriesError(
             "not-ct", f"{one.name}: expected CT Image Storage, found {modality}, {found}"
         )
-    missing = [
-        word
-        for word in ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient")
-        + ("ImageOrientationPatient", "BitsStored", "PixelRepresentation")
-        if header.get(word) in (None, "")
-    ]
+    missing = [word for word in REQUIRED if header.get(word) in (None, "")]
     # A scout may lack its place; it is left out in any case.
     if missing and not is_localizer(header):
         raise SeriesError("geometry", f"{one.name}: no {', '.join(missing)}")
@@ -407,9 +415,7 @@ def _rescale(one: _Slice) -> tuple[float, float]:
     return slope, intercept
 
 
-def _declared_padding(
-    header: pydicom.Dataset, stored: NDArray[np.generic]
-) -> NDArray[np.bool_]:
+def _declared_padding(header: pydicom.Dataset, stored: NDArray[np.generic]) -> NDArray[np.bool_]:
     """Where a slice holds Pixel Padding Value (0028,0120), up to its Range Limit (0028,0121)."""
     value = header.get("PixelPaddingValue")
     if value is None:
@@ -475,7 +481,9 @@ def read_labels(path: str | Path, volume: Volume) -> NDArray[np.uint8]:
     )
     labels = sitk.GetArrayFromImage(on_grid)
     if not labels.any() and sitk.GetArrayViewFromImage(image).any():
-        raise InputError(f"{path}: expected labels on the grid of their series, found them elsewhere")
+        raise InputError(
+            f"{path}: expected labels on the grid of their series, found them elsewhere"
+        )
     return np.asarray(labels, np.uint8)
 
 
