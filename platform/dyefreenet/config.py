@@ -99,7 +99,6 @@ class StageConfig(OptimiserConfig):
     epochs: PositiveInt = 25
     batch: PositiveInt = 4  # over all workers together (T3)
     crop: PositiveInt | None = None  # random full-size crop, pixels; None: the whole slice
-    generator: GeneratorConfig = GeneratorConfig()
 
 
 class SslConfig(StageConfig):
@@ -138,6 +137,7 @@ class CascadeStageConfig(AdversarialConfig):
 class BaselineConfig(AdversarialConfig):
     """U-Net (all adversarial weights 0) and U-Net+Pix2Pix (E2)."""
 
+    generator: GeneratorConfig = GeneratorConfig()  # the U-Net's size
     slices: Literal[1, 3] = 1  # the fair variant takes 3
     half: bool = False  # work at half size, as DyeFreeNet does
 
@@ -157,6 +157,7 @@ class Recipe(Frozen):
     phantom: PhantomConfig | None = None  # made-up archive; None: ingest.paired names a real one
     grid: GridConfig = GridConfig()
     ingest: IngestConfig = IngestConfig()
+    generator: GeneratorConfig = GeneratorConfig()  # of SSL, primary and refine alike (S3, S6, T2)
     ssl: SslConfig = SslConfig()
     primary: CascadeStageConfig = CascadeStageConfig()
     refine: CascadeStageConfig = CascadeStageConfig(lr=5e-5, decay_epoch=17, epochs=20)
@@ -167,12 +168,17 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.phantom is None and not self.ingest.paired:
-            raise ValueError(
-                "ingest.paired: expected an archive of paired CT (or a phantom), found none; "
-                "use --set ingest.paired=FOLDER"
-            )
-        for name in ("primary", "refine"):
-            if getattr(self, name).generator != self.ssl.generator:
-                raise ValueError(f"{name}.generator: expected the same as ssl.generator, whose weights it takes")
+        for name in ("ssl", "primary", "refine", "unet", "pix2pix"):
+            stage: StageConfig = getattr(self, name)
+            own = getattr(stage, "generator", self.generator)
+            multiple = 2**own.levels  # halved once, then once per further level
+            if (stage.crop or self.grid.size) % multiple:
+                raise ValueError(
+                    f"{name}.crop (or grid.size): expected a multiple of {multiple} pixels for "
+                    f"{own.levels} levels, found {stage.crop or self.grid.size}"
+                )
+            if (stage.crop or 0) > self.grid.size:
+                raise ValueError(
+                    f"{name}.crop: expected at most grid.size={self.grid.size}, found {stage.crop}"
+                )
         return self

@@ -23,11 +23,10 @@ def from_network(values: Array, window: Window) -> Array:
     return (values.clip(-1.0, 1.0) + 1.0) * ((high - low) / 2.0) + low  # type: ignore[attr-defined]
 
 
-def apply_prediction(source_hu: Array, predicted: Array, window: Window) -> Array:
-    """HU of the virtual scan: HU_in + denorm(G) - clip(HU_in).
+def change(predicted: Array, plain: Array, window: Window) -> Array:
+    """HU that the contrast agent would add: denorm(G(x)) - clip(HU_in), both from [-1, 1].
 
-    Inside the window this is the prediction; what lies outside the window (air, dense bone, metal)
-    keeps its own HU and moves by the predicted change alone.
+    Added to the source's own HU this is the paper's prediction inside the window, and nothing is
+    lost of what the window does not show (paper.md D6).
     """
-    low, high = window
-    return source_hu + from_network(predicted, window) - source_hu.clip(low, high)  # type: ignore[attr-defined, operator, no-any-return]
+    return from_network(predicted, window) - from_network(plain, window)  # type: ignore[operator, no-any-return]

@@ -24,8 +24,8 @@ Load = Callable[[str], dict[str, Tensor]]  # name of a step to its generator's w
 
 def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
     """G from the SSL weights (or random, the ablation), a new D, and the frozen feature network."""
-    generator = HighResolutionGenerator(config.generator)
-    eye = HighResolutionGenerator(config.generator)  # random unless SSL gives its weights (L3)
+    generator = HighResolutionGenerator(recipe.generator)
+    eye = HighResolutionGenerator(recipe.generator)  # random unless SSL gives its weights (L3)
     if config.init == "previous":
         take_weights(generator, load("ssl"), "ssl")
     if config.perceptual_features == "ssl":

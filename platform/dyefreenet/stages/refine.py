@@ -24,12 +24,12 @@ from dyefreenet.train.state import TrainState, adam
 
 def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
     """G from the primary's weights, a new D; the primary itself is frozen and feeds G."""
-    primary = HighResolutionGenerator(config.generator)
+    primary = HighResolutionGenerator(recipe.generator)
     take_weights(primary, load("primary"), "primary")
-    generator = HighResolutionGenerator(config.generator)
+    generator = HighResolutionGenerator(recipe.generator)
     if config.init == "previous":
         take_weights(generator, load("primary"), "primary")
-    eye = HighResolutionGenerator(config.generator)
+    eye = HighResolutionGenerator(recipe.generator)
     if config.perceptual_features == "ssl":
         take_weights(eye, load("ssl"), "ssl")
     state = TrainState({"generator": generator}, {"generator": adam(generator, config)})

@@ -19,7 +19,7 @@ from dyefreenet.train.state import TrainState, adam, update
 def build(config: SslConfig, recipe: Recipe, load: Load) -> TrainState:
     """The whole high-resolution generator (S3) and three fully connected layers on top (S4)."""
     size = (config.crop or recipe.grid.size) // 2
-    generator = HighResolutionGenerator(config.generator)
+    generator = HighResolutionGenerator(recipe.generator)
     head = IntensityHead(config.head, size, len(config.coefficients))
     both = nn.ModuleList([generator, head])
     return TrainState({"generator": generator, "head": head}, {"both": adam(both, config)})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dyefreenet.config import OptimiserConfig
 from dyefreenet.errors import StoreError
+from dyefreenet.store import Folder
 
 
 @dataclass
@@ -47,7 +48,8 @@ class TrainState:
             content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
             (folder / file).write_bytes(content)
             digests[file] = hashlib.sha256(content).hexdigest()
-        (folder / "state.json").write_text(json.dumps({"step": self.step, "sha256": digests}))
+        facts = {"step": self.step, "networks": list(self.networks), "sha256": digests}
+        (folder / "state.json").write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
         """The inverse of ``save``.
@@ -81,6 +83,19 @@ def load_tensors(content: bytes, sha256: str, name: str) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise StoreError(f"{name}: expected finite weights, found NaN or infinity in {key}")
     return tensors
+
+
+def load_weights(step: Folder, network: str = "generator") -> dict[str, Tensor]:
+    """A finished step's weights, checked against the digest in its manifest.
+
+    Raises:
+        StoreError: The step is not finished, or the file was changed since.
+    """
+    manifest = step.manifest()
+    if manifest is None:
+        raise StoreError(f"{step}: expected a finished step, found no manifest")
+    name = f"weights/{network}.safetensors"
+    return load_tensors(step.read(name), manifest["files"][name], f"{step}/{name}")
 
 
 def adam(network: nn.Module, config: OptimiserConfig) -> torch.optim.Adam:

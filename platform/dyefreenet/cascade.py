@@ -1,0 +1,182 @@
+"""The trained networks as one object: Volume in, Volume out. No Ray.
+
+A folder is a run folder, or a package made from one: ``recipe.json`` and, per trained step,
+``manifest.json`` with digests and ``weights/*.safetensors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dyefreenet import hu, recipes
+from dyefreenet.config import BaselineConfig, GridConfig, Recipe
+from dyefreenet.data.volume import AIR_HU, Volume
+from dyefreenet.errors import InputError, StoreError
+from dyefreenet.models.generators import HighResolutionGenerator, UNet
+from dyefreenet.stages import STAGES, baselines, primary, refine
+from dyefreenet.store import Folder
+from dyefreenet.train.state import load_weights
+
+PREDICTORS = ("unet", "pix2pix", "primary_scratch", "primary", "refine")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the final table: full-size triplets in, virtual slices out."""
+
+    name: str
+    predict: Callable[[Tensor], Tensor]  # [B, 3, H, W] to [B, 1 or 3, H, W], in [-1, 1]
+    multiple: int  # of which H and W must be
+    weights_sha256: str
+
+
+class Cascade:
+    """Every trained method of a run."""
+
+    def __init__(self, recipe: Recipe, methods: dict[str, Method]) -> None:
+        self.recipe = recipe
+        self.methods = methods
+
+    @classmethod
+    def load(cls, folder: Folder, device: str = "cpu") -> Cascade:
+        """Methods whose steps are finished.
+
+        Raises:
+            InputError: The folder holds no recipe or no trained method.
+            StoreError: A file was changed since it was saved.
+        """
+        if not folder.exists("recipe.json"):
+            raise InputError(f"{folder}: expected a run with recipe.json, found none")
+        recipe = recipes.validate(folder.read_json("recipe.json"))
+        methods = {}
+        for name in PREDICTORS:
+            manifest = (folder / name).manifest()
+            if manifest is not None:
+                methods[name] = _method(name, recipe, folder, manifest, device)
+        if not methods:
+            raise InputError(f"{folder}: expected a trained step ({', '.join(PREDICTORS)}), found none")
+        return cls(recipe, methods)
+
+    def method(self, name: str) -> Method:
+        if name not in self.methods:
+            raise InputError(f"method {name}: expected one of {', '.join(self.methods)}")
+        return self.methods[name]
+
+    def predict(
+        self,
+        volume: Volume,
+        method: str = "refine",
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Volume:
+        """Virtual contrast on the volume's own voxels.
+
+        The networks see the in-plane pixel size that they were trained at; what comes back onto
+        the source's pixels is the change, so the source's own detail and every voxel of air,
+        padding and dense bone stay what they were.
+
+        Args:
+            volume: Plain CT in HU.
+            tick: Told slices done and in all.
+        """
+        chosen = self.method(method)
+        source = volume.hu.astype(np.float32)
+        total = len(source)
+        predicted = np.empty_like(source)
+        for z in range(total):
+            triplet = source[[max(z - 1, 0), z, min(z + 1, total - 1)]]
+            predicted[z] = source[z] + self._change(triplet, volume.spacing[1:], chosen)
+            tick(z + 1, total)
+        if volume.padding is not None:
+            predicted[volume.padding] = source[volume.padding]
+        return volume.with_hu(np.rint(predicted).astype(np.int16))
+
+    def predict_grid(self, plain: NDArray[np.int16], method: str) -> NDArray[np.int16]:
+        """The same on slices that already lie on the training grid, int16 HU [Z, H, W]."""
+        pixel = self.recipe.grid.pixel_mm or 1.0
+        return self.predict(Volume(plain, (1.0, pixel, pixel)), method).hu
+
+    def _change(
+        self, triplet: NDArray[np.float32], pixel: tuple[float, float], method: Method
+    ) -> NDArray[np.float32]:
+        """What the contrast agent would add to the middle slice, HU [H, W]."""
+        grid = self.recipe.grid
+        height, width = triplet.shape[1:]
+        size = (height, width)
+        if grid.pixel_mm is not None:
+            size = (
+                max(round(height * pixel[0] / grid.pixel_mm), 1),
+                max(round(width * pixel[1] / grid.pixel_mm), 1),
+            )
+        with torch.inference_mode():
+            own = torch.from_numpy(triplet)[None]
+            seen = resize(own, size)
+            padded = pad_to(seen, 2 * method.multiple)
+            plain = hu.to_network(padded, grid.window)
+            virtual = method.predict(plain)
+            middle = virtual[:, virtual.shape[1] // 2][:, None]
+            change = hu.change(middle, plain[:, 1:2], grid.window)
+            change = resize(change[:, :, : size[0], : size[1]], (height, width))
+            # Outside the window the input keeps its value: air and dense bone take no contrast.
+            low, high = grid.window
+            inside = (own[:, 1:2] > low) & (own[:, 1:2] < high)
+            return (change * inside)[0, 0].numpy()
+
+
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, C, H, W] to another in-plane size: anti-aliased when shrinking, bilinear when growing."""
+    if tuple(values.shape[-2:]) == size:
+        return values
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def pad_to(values: Tensor, multiple: int) -> Tensor:
+    """Air at the lower right, until both sides are multiples."""
+    height, width = values.shape[-2:]
+    return F.pad(values, (0, -width % multiple, 0, -height % multiple), value=float(AIR_HU))
+
+
+def _method(
+    name: str, recipe: Recipe, folder: Folder, manifest: dict[str, Any], device: str
+) -> Method:
+    config = STAGES[name].config(recipe)
+    grid: GridConfig = recipe.grid
+    sha256 = manifest["files"]["weights/generator.safetensors"]
+
+    def network(step: str, blank: nn.Module) -> nn.Module:
+        try:
+            blank.load_state_dict(load_weights(folder / step))
+        except RuntimeError as error:
+            raise StoreError(
+                f"{folder}/{step}: expected weights of the recipe's network, found others ({error})"
+            ) from error
+        return blank.to(device).eval().requires_grad_(False)
+
+    if isinstance(config, BaselineConfig):
+        unet = UNet(config.generator, config.slices)
+        nets = {"generator": network(name, unet)}
+        baseline = config
+        return Method(
+            name,
+            lambda plain: baselines.predict(nets, plain.to(device), grid, baseline).cpu(),
+            unet.multiple,
+            sha256,
+        )
+    generator = HighResolutionGenerator(recipe.generator)
+    nets = {"generator": network(name, generator)}
+    if name == "refine":
+        nets["primary"] = network("primary", HighResolutionGenerator(recipe.generator))
+    code = refine if name == "refine" else primary
+    return Method(
+        name,
+        lambda plain: code.predict(nets, plain.to(device), grid).cpu(),
+        generator.multiple,
+        sha256,
+    )

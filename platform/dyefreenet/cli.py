@@ -1,0 +1,278 @@
+"""``dyefreenet ...``: the calls of ``jobs/`` for a terminal, and the small ones beside them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from dyefreenet import __version__, recipes
+from dyefreenet.config import Recipe
+from dyefreenet.errors import DyeFreeNetError, InputError, ResourceError
+from dyefreenet.progress import Progress, duration
+from dyefreenet.runtime import Resources
+from dyefreenet.store import Folder
+
+SHIPPED = "shipped"  # the run that comes with the package
+
+EPILOG = """examples:
+  dyefreenet run --recipe demo
+  dyefreenet run --recipe paper --set ingest.paired='[s3://bucket/pairs]' --store s3://bucket/runs
+  dyefreenet train --stage refine --recipe demo
+  dyefreenet generate -i CT_FOLDER -o OUT_FOLDER
+  dyefreenet sweep --recipe demo --stage primary --trials 6
+  dyefreenet describe --recipe paper
+
+Virtual contrast is for research only. No image made here may be used for diagnosis.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of one command: 0 done, 1 an error that was told in one line, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.call(options)
+    except DyeFreeNetError as error:
+        return _failed(error, options.verbose)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished stays, the same command goes on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _failed(error, options.verbose)
+    return 0
+
+
+def _failed(error: Exception, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    cause = _own(error)
+    text = str(cause or error).strip() or type(error).__name__
+    if cause is None:
+        text = f"{type(error).__name__}: {text.splitlines()[-1]} (-v shows where)"
+    print(f"dyefreenet: error: {text}", file=sys.stderr)
+    return 1
+
+
+def _own(error: BaseException | None) -> DyeFreeNetError | None:
+    """Our own error inside what Ray wrapped around it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, DyeFreeNetError):
+            return error
+        inner = getattr(error, "worker_failures", None)
+        if isinstance(inner, dict) and inner:
+            error = next(iter(inner.values()))
+            continue
+        error = getattr(error, "cause", None) or error.__cause__
+        error = error if isinstance(error, BaseException) else None
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dyefreenet",
+        description="Virtual contrast CT from plain CT: the DyeFreeNet cascade on Ray.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dyefreenet {__version__}")
+    parser.set_defaults(call=lambda options: parser.print_help(), verbose=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    run = commands.add_parser("run", help="every step of a recipe, skipping what is done")
+    _add_recipe(run)
+    _add_resources(run)
+    run.set_defaults(call=_run, only=())
+
+    for name, text in (
+        ("ingest", "archives to training shards"),
+        ("evaluate", "score every trained method, and write the report"),
+    ):
+        command = commands.add_parser(name, help=text)
+        _add_recipe(command)
+        _add_resources(command)
+        command.set_defaults(call=_run, only=(name,))
+
+    train = commands.add_parser("train", help="one stage; what it needs must be done")
+    train.add_argument(
+        "--stage",
+        required=True,
+        help="ssl, primary, primary_scratch, refine, unet or pix2pix",
+    )
+    _add_recipe(train)
+    _add_resources(train)
+    train.set_defaults(call=_run, only=None)
+
+    sweep = commands.add_parser("sweep", help="search a stage's settings with Ray Tune and Optuna")
+    sweep.add_argument("--stage", default="primary", help="stage to tune (default: primary)")
+    sweep.add_argument("--trials", type=int, default=6, help="trials (default: 6)")
+    sweep.add_argument("--space", help="YAML of fields and ranges (default: lambda, lr, decay)")
+    _add_recipe(sweep)
+    _add_resources(sweep)
+    sweep.set_defaults(call=_sweep)
+
+    generate = commands.add_parser("generate", help="virtual contrast of one plain CT series")
+    generate.add_argument("-i", "--input", required=True, help="DICOM folder, NIfTI file or s3://")
+    generate.add_argument("-o", "--output", required=True, help="folder, or a .nii.gz file")
+    generate.add_argument(
+        "--run", default=SHIPPED, help="run folder (default: the weights that come with us)"
+    )
+    generate.add_argument("--method", default="refine", help="row of the table (default: refine)")
+    generate.add_argument("--threads", type=int, help="of torch (default: all cores)")
+    generate.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
+    generate.set_defaults(call=_generate)
+
+    describe = commands.add_parser("describe", help="config, parameters and FLOPs of a recipe")
+    _add_recipe(describe)
+    describe.set_defaults(call=_describe)
+
+    report = commands.add_parser("report", help="write the report page of a run again")
+    _add_recipe(report)
+    report.set_defaults(call=_report)
+    return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--recipe", default="demo", help="demo, paper, real or a YAML file (default: demo)"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field, for instance primary.lr=1e-4; repeatable",
+    )
+    command.add_argument("--store", help="folder or s3:// for all runs (default: runs)")
+    command.add_argument("--run", help="name of the run (default: the recipe's)")
+    command.add_argument("-v", "--verbose", action="store_true", help="Ray's talk and tracebacks")
+
+
+def _add_resources(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, default=1, help="per training stage (default: 1)")
+    command.add_argument("--parallel", type=int, help="steps at a time (default: what fits)")
+    device = command.add_mutually_exclusive_group()
+    device.add_argument("--gpu", dest="gpu", action="store_const", const="yes", default="auto")
+    device.add_argument("--cpu", dest="gpu", action="store_const", const="no")
+
+
+def _open(options: argparse.Namespace) -> tuple[Recipe, Folder]:
+    recipe = recipes.load(options.recipe, options.set)
+    return recipe, Folder(options.store or _default_store()) / (options.run or recipe.name)
+
+
+def _default_store() -> str:
+    """``runs`` here; at home inside a Ray job, whose own folder goes away with it."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "/runtime_resources/" in os.getcwd():
+        return str(Path.home() / "dyefreenet-runs")
+    return os.environ.get("DYEFREENET_STORE", "runs")
+
+
+def _resources(options: argparse.Namespace) -> Resources:
+    if options.workers < 1 or (options.parallel or 1) < 1:
+        raise ResourceError("--workers and --parallel: expected at least 1")
+    return Resources(options.workers, options.gpu, options.parallel)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from dyefreenet.pipeline import run_steps
+
+    recipe, run = _open(options)
+    only = (options.stage,) if options.only is None else options.only
+    began = time.monotonic()
+    progress = Progress()
+    count = run_steps(recipe, run, _resources(options), progress, only, options.verbose)
+    print(f"{count} steps done in {duration(time.monotonic() - began)}" if count else
+          f"nothing to do: every step of {run} is done already", file=sys.stderr)
+    if (run / "evaluate").manifest() is not None and only in ((), ("evaluate",)):
+        _print_report(run, again=count > 0)
+
+
+def _print_report(run: Folder, again: bool) -> None:
+    from dyefreenet.report import table_text, write_report
+
+    page = f"{run}/report/index.html"
+    if again or not run.exists("report/index.html"):
+        page = write_report(run)
+    print(f"\n{table_text(run)}\n\nreport: {page}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from dyefreenet import runtime, sweep
+    from dyefreenet.pipeline import run_steps
+    from dyefreenet.stages import STAGES
+
+    recipe, run = _open(options)
+    if options.stage not in STAGES:
+        raise InputError(f"--stage: expected one of {', '.join(STAGES)}, found {options.stage!r}")
+    if options.trials < 1:
+        raise InputError(f"--trials: expected at least 1, found {options.trials}")
+    space = sweep.read_space(options.space) if options.space else sweep.default_space(options.stage)
+    sweep.check_space(space, recipe)
+    progress, resources = Progress(), _resources(options)
+    before = [name for name in ("phantom", "ingest", *STAGES[options.stage].needs)]
+    if recipe.phantom is None:
+        before.remove("phantom")
+    run_steps(recipe, run, resources, progress, before, options.verbose)
+    runtime.connect(options.verbose)
+    best = sweep.sweep(recipe, run, options.stage, space, options.trials, resources, progress)
+    values = ", ".join(f"{name}={value}" for name, value in best["values"].items())
+    print(f"best: {values}\n{sweep.OBJECTIVE}: {best['objective']:.1f}\nrecipe: {best['recipe']}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    import torch
+
+    from dyefreenet.cascade import Cascade
+    from dyefreenet.generate.series import generate
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.run == SHIPPED:
+        folder = Folder(str(files("dyefreenet") / "weights"))
+        print(
+            "NOTE: these weights were trained on made-up CT (a phantom) alone. Research only:\n"
+            "      what lights up in the output was guessed, not measured.",
+            file=sys.stderr,
+        )
+    else:
+        folder = Folder(options.run)
+    cascade = Cascade.load(folder)
+    progress = Progress(every=5.0)
+    began = time.monotonic()
+    made = generate(
+        options.input,
+        options.output,
+        cascade,
+        options.method,
+        tick=lambda done, total: progress.tick("generate", done, total, "slices"),
+    )
+    seconds = time.monotonic() - began
+    print(f"{made}\n{duration(seconds)}, {seconds / len(made.virtual.hu):.2f} s/slice")
+
+
+def _describe(options: argparse.Namespace) -> None:
+    import yaml
+
+    from dyefreenet.stages.describe import describe
+
+    recipe = recipes.load(options.recipe, options.set)
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    print(f"{'network':<30}{'slice':>8}{'parameters':>14}{'GFLOP/slice':>14}")
+    for row in describe(recipe):
+        print(f"{row.name:<30}{row.size:>8}{row.parameters:>14,}{row.gflop:>14.2f}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    _, run = _open(options)
+    _print_report(run, again=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

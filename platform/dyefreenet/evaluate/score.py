@@ -1,0 +1,131 @@
+"""Every method on every test patient: rows, summary, and slices for the report. RAY at the rim."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dyefreenet.cascade import Cascade
+from dyefreenet.config import Recipe
+from dyefreenet.data.phantom import ARTERIES, LABELS
+from dyefreenet.data.shards import Slab, SlabRecord, read_slab
+from dyefreenet.errors import InputError
+from dyefreenet.evaluate import remap
+from dyefreenet.evaluate.protocols import score_volume
+from dyefreenet.evaluate.regions import body_mask
+from dyefreenet.evaluate.statistics import differences, summarise
+from dyefreenet.store import Folder
+
+PANEL_SLICES = 6  # of each patient, kept for the figure
+
+
+def evaluate(
+    recipe: Recipe, run: Folder, report: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Score all methods on the test split; fills ``{run}/evaluate``.
+
+    Raises:
+        InputError: There is no test patient.
+    """
+    import ray
+
+    ingest, target = run / "ingest", run / "evaluate"
+    records = [SlabRecord(**line) for line in ingest.read_json("slabs.json")]
+    by_pair: dict[str, list[SlabRecord]] = defaultdict(list)
+    for record in records:
+        if record.split == "test":
+            by_pair[record.pair].append(record)
+    if not by_pair:
+        raise InputError(f"{ingest}: expected patients in the test split, found none")
+    table = remap.fit(
+        (slab.plain[1:-1], slab.contrast[1:-1])
+        for slab in (read_slab(ingest.read(r.path)) for r in records if r.split == "train")
+        if slab.contrast is not None
+    )
+    target.write_json("remap.json", {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()})
+
+    class Scorer:
+        """Loads the networks once, scores one patient at a time."""
+
+        def __init__(self) -> None:
+            self.cascade = Cascade.load(run)
+
+        def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+            slabs = [read_slab(ingest.read(path)) for path in item["paths"]]
+            rows = score_patient(slabs, self.cascade, table, target)
+            return {"rows": json.dumps(rows)}
+
+    items = [
+        {"paths": [record.path for record in sorted(group, key=lambda record: record.path)]}
+        for _, group in sorted(by_pair.items())
+    ]
+    actors = max(1, min(len(items), int(ray.cluster_resources().get("CPU", 1))))
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        Scorer,  # type: ignore[arg-type]
+        num_cpus=0.75,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+    )
+    rows: list[dict[str, Any]] = []
+    for done, row in enumerate(dataset.iter_rows(), start=1):
+        rows += json.loads(row["rows"])
+        report(done, len(items))
+    write_tables(rows, recipe, target)
+    return {"patients": len({row["patient"] for row in rows})}
+
+
+def score_patient(
+    slabs: Iterable[Slab], cascade: Cascade, table: NDArray[np.float64], target: Folder
+) -> list[dict[str, Any]]:
+    """Rows of one patient for every method, and its slices for the figure. No Ray.
+
+    Args:
+        slabs: All shards of one pair.
+        table: The HU remap that was fitted on the training split.
+    """
+    slabs = sorted(slabs, key=lambda slab: slab.first)
+    plain = np.concatenate([slab.plain[1:-1] for slab in slabs])
+    true = np.concatenate([slab.contrast[1:-1] for slab in slabs if slab.contrast is not None])
+    labels = None
+    if slabs[0].labels is not None:
+        labels = np.concatenate([slab.labels for slab in slabs if slab.labels is not None])
+    body = body_mask(plain)
+    predictions = {"identity": plain, "remap": remap.apply(plain, table)}
+    for method in cascade.methods:
+        predictions[method] = cascade.predict_grid(plain, method)
+    patient, rows = slabs[0].patient, []
+    vessels = {LABELS[name] for name in ARTERIES}
+    for method, predicted in predictions.items():
+        for row in score_volume(
+            true, predicted, body, labels, vessels, cascade.recipe.evaluate.protocols
+        ):
+            rows.append({"patient": patient, "method": method} | row)
+    chosen = np.unique(np.linspace(0, len(plain) - 1, PANEL_SLICES + 2).round().astype(int)[1:-1])
+    arrays = {"plain": plain, "true": true}
+    arrays |= {k: v for k, v in predictions.items() if k != "identity"}
+    sink = io.BytesIO()
+    np.savez_compressed(
+        sink,
+        index=chosen,
+        spacing=np.array(slabs[0].spacing),
+        **{name: volume[chosen] for name, volume in arrays.items()},
+    )
+    target.write(f"panels/{patient}.npz", sink.getvalue())
+    return rows
+
+
+def write_tables(rows: list[dict[str, Any]], recipe: Recipe, target: Folder) -> None:
+    """The rows as Parquet, and what is computed from them."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    target.write("rows.parquet", sink.getvalue())
+    resamples, seed = recipe.evaluate.resamples, recipe.seed
+    target.write_json("summary.json", summarise(rows, resamples, seed))
+    target.write_json("differences.json", differences(rows, resamples=resamples, seed=seed))

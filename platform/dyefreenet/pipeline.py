@@ -1,0 +1,94 @@
+"""Runs the steps that are not done yet, side by side where nothing binds them. RAY."""
+
+from __future__ import annotations
+
+import concurrent.futures as futures
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from dyefreenet.config import Recipe
+from dyefreenet.errors import DyeFreeNetError
+from dyefreenet.plan import Planned, plan
+from dyefreenet.progress import Progress, duration
+from dyefreenet.runtime import Resources
+from dyefreenet.store import Folder
+
+
+def run_steps(
+    recipe: Recipe,
+    run: Folder,
+    resources: Resources,
+    progress: Progress,
+    only: Sequence[str] = (),
+    verbose: bool = False,
+) -> int:
+    """Do what is not done yet, side by side where nothing binds the steps; how many were done.
+
+    Raises:
+        DyeFreeNetError: The first failure, after steps that do not depend on it have ended.
+    """
+    todo = plan(recipe, run, only)
+    for planned in todo:
+        if planned.done:
+            progress.say(planned.step.name, "already done")
+    waiting = [planned for planned in todo if not planned.done]
+    if not waiting:
+        return 0
+    recipe_json = recipe.model_dump(mode="json")
+    if not run.exists("recipe.json") or run.read_json("recipe.json") != recipe_json:
+        run.write_json("recipe.json", recipe_json)
+
+    from dyefreenet import runtime, steps  # here, so that a finished run loads neither Ray nor torch
+
+    runtime.connect(verbose)
+    context = steps.prepare(recipe, run, resources, progress)
+    finished = {planned.step.name for planned in todo if planned.done}
+    pending_names = {planned.step.name for planned in waiting}
+    failure: BaseException | None = None
+    count = 0
+    with futures.ThreadPoolExecutor(runtime.parallel_steps(resources)) as pool:
+        running: dict[futures.Future[dict[str, Any]], tuple[Planned, float]] = {}
+        while waiting or running:
+            free = runtime.parallel_steps(resources) - len(running)
+            for planned in list(waiting):
+                ready = not (set(planned.step.needs) & pending_names - finished)
+                if free > 0 and ready and failure is None:
+                    progress.say(planned.step.name, "started")
+                    call = pool.submit(steps.RUN[planned.step.name], context, planned)
+                    running[call] = (planned, time.monotonic())
+                    waiting.remove(planned)
+                    free -= 1
+            if not running:
+                break
+            done, _ = futures.wait(running, timeout=1.0, return_when=futures.FIRST_COMPLETED)
+            steps.show(context)
+            for call in done:
+                planned, began = running.pop(call)
+                try:
+                    facts = call.result()
+                except BaseException as error:  # noqa: BLE001  # the others may end first
+                    progress.end(planned.step.name, f"failed: {_one_line(error)}")
+                    failure = failure or error
+                    continue
+                seconds = time.monotonic() - began
+                (run / planned.step.name).publish(
+                    planned.fingerprint,
+                    planned.step.config,
+                    needs=planned.needs,
+                    seconds=round(seconds, 1),
+                    **facts,
+                )
+                finished.add(planned.step.name)
+                count += 1
+                progress.end(planned.step.name, f"done in {duration(seconds)}")
+    if failure is not None:
+        raise failure
+    return count
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1] if not isinstance(error, DyeFreeNetError) else text
+
+

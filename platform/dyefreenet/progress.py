@@ -1,0 +1,63 @@
+"""One quiet line per step of a run: how far, how fast, how long still."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Line:
+    """What is known of one step."""
+
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    note: str = ""
+    began: float = field(default_factory=time.monotonic)
+    printed: float = 0.0
+
+
+class Progress:
+    """Prints each step's line at most every ``every`` seconds, and when it ends. Thread-safe."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every = every
+        self._lines: dict[str, Line] = {}
+        self._lock = threading.Lock()
+
+    def say(self, step: str, text: str) -> None:
+        with self._lock:
+            print(f"{step:<16} {text}", file=sys.stderr, flush=True)
+
+    def tick(self, step: str, done: int, total: int, unit: str, note: str = "") -> None:
+        """Work done so far; printed when enough time has passed."""
+        with self._lock:
+            line = self._lines.setdefault(step, Line())
+            line.done, line.total, line.unit, line.note = done, total, unit, note
+            now = time.monotonic()
+            if now - max(line.printed, line.began) < self.every or not done:
+                return
+            line.printed = now
+            rate = done / (now - line.began)
+            left = (total - done) / rate if rate else 0.0
+            text = f"{done}/{total} {unit}, {rate:.1f}/s, {duration(left)} left"
+        self.say(step, f"{text}{', ' + note if note else ''}")
+
+    def end(self, step: str, text: str) -> None:
+        with self._lock:
+            self._lines.pop(step, None)
+        self.say(step, text)
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"

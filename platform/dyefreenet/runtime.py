@@ -1,0 +1,149 @@
+"""Join or start a Ray cluster, and what it can give. Nothing about CT."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dyefreenet.errors import ResourceError
+
+# Read by Ray when it is imported, here and in every worker, so they are set before.
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",  # V2 costs seconds per epoch on small data (measured)
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How a run uses the machine or cluster; no part of any result's identity."""
+
+    workers: int = 1  # per training stage
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    parallel: int | None = None  # steps at a time; None: as many as the resources carry
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one training worker gets."""
+
+    gpu: bool
+    cpus: float  # that Ray books
+    threads: int  # of torch
+
+
+def connect(verbose: bool = False) -> None:
+    """Join the cluster of ``RAY_ADDRESS`` (or of the job that runs us), or start one here.
+
+    Raises:
+        ResourceError: There is no cluster at the address.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    remote = "RAY_ADDRESS" in os.environ
+    if not remote and "RAY_AUTH_MODE" not in os.environ:  # a cluster of our own: closed to others
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if ray.is_initialized():
+        return
+    package_parent = str(Path(__file__).resolve().parents[1])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"env_vars": _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}}
+    quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    try:
+        with _silence(verbose):
+            if remote:
+                ray.init(runtime_env=_for_remote(), **quiet)
+            else:
+                ray.init(
+                    address="local",
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    runtime_env=environment,
+                    **quiet,
+                )
+    except (ConnectionError, RuntimeError) as error:
+        raise ResourceError(
+            f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', 'local')}: expected a Ray cluster, "
+            f"found: {error}"
+        ) from error
+    hush(verbose)
+
+
+def _for_remote() -> dict[str, object]:
+    """Workers of a cluster may lack the package; the driver has it, so it is sent along."""
+    return {"env_vars": _SETTINGS, "py_modules": [str(Path(__file__).resolve().parent)]}
+
+
+def hush(verbose: bool) -> None:
+    """Ray's own talk off, unless asked for."""
+    if verbose:
+        return
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextlib.contextmanager
+def _silence(verbose: bool):  # type: ignore[no-untyped-def]
+    with contextlib.ExitStack() as stack:
+        if not verbose:
+            null = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stderr(null))
+        yield
+
+
+def share_of(resources: Resources) -> Share:
+    """What each training worker gets of what the cluster has.
+
+    Raises:
+        ResourceError: A GPU was asked for and there are too few, or too few CPUs.
+    """
+    import ray
+
+    found = ray.cluster_resources()
+    cpus, gpus = found.get("CPU", 0.0), found.get("GPU", 0.0)
+    use_gpu = resources.gpu == "yes" or (resources.gpu == "auto" and gpus >= resources.workers)
+    if use_gpu and gpus < resources.workers:
+        raise ResourceError(
+            f"--gpu: expected {resources.workers} GPUs for {resources.workers} workers, found "
+            f"{gpus:g} in the cluster; leave --gpu out to train on CPU"
+        )
+    at_once = parallel_steps(resources) * resources.workers
+    share = cpus / at_once * 0.75  # the rest feeds: without it Ray Data waits for ever
+    if share < 0.1:
+        raise ResourceError(
+            f"--workers: expected at most {int(cpus * 7)} workers on {cpus:g} CPUs, "
+            f"found {resources.workers}"
+        )
+    booked = min(share, 4.0) if use_gpu else share
+    return Share(use_gpu, round(booked, 2), max(1, int(cpus / at_once)))
+
+
+def parallel_steps(resources: Resources) -> int:
+    """How many training steps go at once: by GPUs, or by pairs of cores on CPU."""
+    import ray
+
+    if resources.parallel:
+        return resources.parallel
+    found = ray.cluster_resources()
+    gpus = int(found.get("GPU", 0))
+    if gpus and resources.gpu != "no":
+        return max(gpus // resources.workers, 1)
+    return 2 if found.get("CPU", 1) >= 2 * resources.workers else 1

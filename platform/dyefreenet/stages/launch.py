@@ -1,0 +1,239 @@
+"""One stage's config to one Ray Train run to one run folder. Ray ends here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from dyefreenet.config import Recipe, SslConfig
+from dyefreenet.data.shards import Slab, SlabRecord, read_slab
+from dyefreenet.data.slices import (
+    Batch,
+    batches,
+    in_order,
+    schedule,
+    steps_per_epoch,
+    worker_lanes,
+)
+from dyefreenet.errors import DyeFreeNetError, InputError
+from dyefreenet.runtime import Share
+from dyefreenet.stages import STAGES
+from dyefreenet.store import Folder
+from dyefreenet.train.loop import Numbers, fit
+from dyefreenet.train.state import load_weights
+
+READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
+AHEAD = 8  # shards fetched by one task
+
+
+@ray.remote(num_cpus=0)
+class Ticker:
+    """Where workers leave how far they are, for the driver's progress line."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[int, int, str]] = {}
+
+    def put(self, stage: str, step: int, steps: int, note: str) -> None:
+        self._latest[stage] = (step, steps, note)
+
+    def get(self) -> dict[str, tuple[int, int, str]]:
+        return self._latest
+
+
+def records_of(ingest: Folder, stage: str, split: str) -> list[SlabRecord]:
+    """Index lines of the shards that a stage reads.
+
+    SSL needs no partner, so it takes the plain series beside the plain side of the pairs.
+
+    Raises:
+        InputError: There are none for training.
+    """
+    records = [SlabRecord(**line) for line in ingest.read_json("slabs.json")]
+    wanted = (split, "ssl") if STAGES[stage].field == "ssl" and split == "train" else (split,)
+    found = [record for record in records if record.split in wanted]
+    if not found and split == "train":
+        raise InputError(f"{ingest}: expected slices of the split {split!r}, found none")
+    return found
+
+
+def make_trainer(
+    recipe: Recipe,
+    stage: str,
+    run: Folder,
+    target: Folder,
+    name: str,
+    workers: int,
+    share: Share,
+    ticker: Any = None,
+    callbacks: Sequence[Any] = (),
+) -> TorchTrainer:
+    """The Ray Train run of one stage; the same name goes on where it was killed.
+
+    Args:
+        run: Where the stages that it needs lie.
+        target: Where its own metrics and checkpoints go.
+    """
+    return TorchTrainer(
+        worker,
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "stage": stage,
+            "run": run.uri,
+            "target": target.uri,
+            "threads": share.threads,
+            "ticker": ticker,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=share.gpu,
+            resources_per_worker={"CPU": share.cpus} | ({"GPU": 1} if share.gpu else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if share.gpu else "gloo"),
+        run_config=RunConfig(
+            name=name,
+            storage_path=target.uri,
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+def train(
+    recipe: Recipe,
+    stage: str,
+    run: Folder,
+    fingerprint: str,
+    workers: int,
+    share: Share,
+    ticker: Any = None,
+) -> dict[str, Any]:
+    """Train a stage on the cluster; its weights land in ``{run}/{stage}/weights``.
+
+    Returns:
+        Facts for the manifest: digests of the files and the last epoch's figures.
+    """
+    step = run / stage
+    name = f"train-{fingerprint}"
+    result = make_trainer(recipe, stage, run, step, name, workers, share, ticker).fit()
+    if result.checkpoint is None:
+        raise DyeFreeNetError(f"{stage}: expected a checkpoint at the end, found none")
+    digests = {}
+    with result.checkpoint.as_directory() as folder:
+        for network in json.loads((Path(folder) / "state.json").read_text())["networks"]:
+            content = (Path(folder) / f"{network}.safetensors").read_bytes()
+            step.write(f"weights/{network}.safetensors", content)
+            digests[f"weights/{network}.safetensors"] = hashlib.sha256(content).hexdigest()
+    return {"files": digests, "figures": result.metrics}
+
+
+def worker(payload: dict[str, Any]) -> None:
+    """What each training worker does."""
+    torch.set_num_threads(payload["threads"])
+    recipe = Recipe.model_validate(payload["recipe"])
+    stage = payload["stage"]
+    spec, run, target = STAGES[stage], Folder(payload["run"]), Folder(payload["target"])
+    config, ingest, ticker = spec.config(recipe), run / "ingest", payload["ticker"]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    chief, device = rank == 0, get_device()
+
+    torch.manual_seed(recipe.seed)  # every worker starts from the same weights
+    state = spec.code.build(config, recipe, lambda step: load_weights(run / step)).to(device)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            state.load(Path(folder))
+
+    records = records_of(ingest, stage, "train")
+    plan = schedule(records, config.batch, config.epochs, recipe.seed)
+    epoch_steps = steps_per_epoch(records, config.batch)
+    lanes = worker_lanes(config.batch, rank, workers)
+    history = _history(target, state.step) if chief else []
+
+    def report(numbers: Numbers) -> None:
+        """Every worker reports, or the others wait for ever; one of them uploads."""
+        with tempfile.TemporaryDirectory() as folder:
+            if chief:
+                state.save(Path(folder))
+                history.append(numbers)
+                lines = "".join(json.dumps(entry) + "\n" for entry in history)
+                target.write("metrics.jsonl", lines.encode())
+            saved = ray.train.Checkpoint.from_directory(folder) if chief else None
+            ray.train.report(numbers, saved)
+
+    def validation() -> Iterator[Batch]:
+        paths = [record.path for record in records_of(ingest, stage, "validation")]
+        return in_order(fetch(ingest, paths), config.batch) if chief and paths else iter(())
+
+    told = time.monotonic()
+
+    def tick(step: int, rate: float) -> None:
+        nonlocal told
+        if chief and ticker is not None and time.monotonic() - told > 1.0:
+            told = time.monotonic()
+            note = f"epoch {min(step // epoch_steps + 1, config.epochs)} of {config.epochs}"
+            ticker.put.remote(stage, step, plan.steps, f"{note}, {rate:.1f} slices/s")
+
+    coming = batches(
+        plan, fetch(ingest, plan.paths(lanes, state.step)), lanes, config.crop, state.step
+    )
+    if isinstance(config, SslConfig):  # some of its slices have no partner: leave all partners out
+        coming = ({"plain": batch["plain"]} for batch in coming)
+    fit(
+        spec.code,  # type: ignore[arg-type]  # a module with the functions of the protocol
+        state,
+        coming,
+        config,
+        recipe.grid,
+        steps=plan.steps,
+        epoch_steps=epoch_steps,
+        device=device,
+        validation=validation,
+        report=report,
+        tick=tick,
+    )
+
+
+def fetch(folder: Folder, paths: list[str]) -> Iterator[Slab]:
+    """Shards in the order asked for, read ahead by Ray Data and decoded here, once.
+
+    Files travel as they are, compressed: cells are a third of the arrays they become.
+    """
+    if not paths:
+        return
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+    def read(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"content": [folder.read(path) for path in batch["path"]]}
+
+    dataset = ray.data.from_items(
+        [{"path": path} for path in paths], override_num_blocks=-(-len(paths) // AHEAD)
+    ).map_batches(read, batch_size=AHEAD, num_cpus=READ_CPUS)
+    for row in dataset.iter_rows():
+        yield read_slab(row["content"])
+
+
+def _history(step: Folder, reached: int) -> list[Numbers]:
+    """Epochs told before a resume; what came after the checkpoint is told again."""
+    if not reached or not step.exists("metrics.jsonl"):
+        return []
+    lines = step.read("metrics.jsonl").decode().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["step"] <= reached]
+
+
