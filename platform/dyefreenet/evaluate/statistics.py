@@ -1,0 +1,175 @@
+"""From rows to a table: means and differences over patients, with bootstrap intervals.
+
+The unit is the patient: 489 slices are not 489 patients. A row has at least method, protocol,
+metric, region, patient and value. Rows of different protocols are never pooled: the functions
+that group rows keep them apart, and those that pool refuse a mixture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+
+Row = dict[str, Any]
+RESAMPLES = 10_000
+HIGHER_IS_BETTER = ("psnr", "ssim")
+LOWER_IS_BETTER = ("mae", "median_error")
+KEY = ("method", "protocol", "metric", "region")
+
+
+class Table(Protocol):
+    """A pyarrow.Table, of which only this is needed."""
+
+    def to_pylist(self) -> list[Row]: ...
+
+
+def summarise(rows: list[Row] | Table, resamples: int = RESAMPLES, seed: int = 0) -> list[Row]:
+    """Mean over patients of every (method, protocol, metric, region), in the order they come.
+
+    Returns:
+        {method, protocol, metric, region, n, mean, low, high}: n patients and the 95 % interval.
+    """
+    summary = []
+    for key, group in _grouped(_as_list(rows), KEY).items():
+        values = np.array(list(by_patient(group).values()))
+        mean, low, high = interval(values, resamples, seed)
+        summary.append(
+            dict(zip(KEY, key, strict=True))
+            | {"n": len(values), "mean": mean, "low": low, "high": high}
+        )
+    return summary
+
+
+def differences(
+    rows: list[Row] | Table,
+    versus: Sequence[str] = ("unet", "pix2pix", "identity"),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Row]:
+    """Method minus comparator, paired by patient, for every method and every comparator present.
+
+    Only metrics of which more, or less, is better: a bias and a spread have no such order.
+
+    Returns:
+        {method, versus, protocol, metric, region, n, mean, low, high, p, p_holm, verdict}. n counts
+        the patients that both have. p is of the paired Wilcoxon test, p_holm the same corrected
+        (Holm) over the methods held against one comparator. The verdict is "better" or "worse"
+        where the whole interval lies on one side of 0, else "no difference shown".
+    """
+    differing: list[Row] = []
+    for (protocol, metric, region), family in _grouped(_as_list(rows), KEY[1:]).items():
+        if metric not in HIGHER_IS_BETTER + LOWER_IS_BETTER:
+            continue
+        methods = {key[0]: by_patient(group) for key, group in _grouped(family, KEY[:1]).items()}
+        for other in versus:
+            if other not in methods:
+                continue
+            against = []
+            for method, values in methods.items():
+                shared = [patient for patient in values if patient in methods[other]]
+                if method == other or not shared:
+                    continue
+                mine = np.array([values[patient] for patient in shared])
+                theirs = np.array([methods[other][patient] for patient in shared])
+                both_exact = np.isinf(mine) & np.isinf(theirs)  # inf - inf: no difference
+                delta = np.where(both_exact, 0.0, mine - np.where(both_exact, 0.0, theirs))
+                mean, low, high = interval(delta, resamples, seed)
+                against.append(
+                    {"method": method, "versus": other, "protocol": protocol, "metric": metric}
+                    | {"region": region, "n": len(shared), "mean": mean, "low": low, "high": high}
+                    | {"p": _signed_rank(delta), "verdict": _verdict(metric, low, high)}
+                )
+            for row, corrected in zip(against, _holm([row["p"] for row in against]), strict=True):
+                row["p_holm"] = corrected
+            differing += against
+    return differing
+
+
+def by_patient(rows: Iterable[Row]) -> dict[str, float]:
+    """Patient to value, of rows that may be pooled.
+
+    Raises:
+        ValueError: The rows mix methods, protocols, metrics or regions; a patient occurs twice;
+            or a value is NaN.
+    """
+    values: dict[str, float] = {}
+    first: tuple[Any, ...] | None = None
+    for row in rows:
+        key = tuple(row[name] for name in KEY)
+        first = first or key
+        if key != first:
+            raise ValueError(f"rows to pool: expected all of {first}, found {key} among them")
+        patient, value = row["patient"], float(row["value"])
+        if patient in values:
+            raise ValueError(f"patient {patient}: expected one row of {key}, found two")
+        if math.isnan(value):
+            raise ValueError(f"patient {patient}: expected a number for {key}, found NaN")
+        values[patient] = value
+    return values
+
+
+def interval(
+    values: NDArray[np.float64], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float | None, float | None]:
+    """Mean with its 95 % interval: percentiles of the means of resampled patients.
+
+    One patient has no interval (None, None): resampling it would feign certainty. Infinite values,
+    of scans that agree exactly, make the mean infinite, and a bound if it is reached that often.
+
+    Args:
+        values: One per patient, [n].
+        resamples: How often n patients are drawn with replacement.
+        seed: Of the draws. They are the same for all methods of equally many patients.
+    """
+    if not len(values):
+        raise ValueError("values: expected at least one patient, found none")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, None, None
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for start in range(0, resamples, 1000):  # draws of many patients would fill the memory
+        count = min(1000, resamples - start)
+        drawn = generator.integers(0, len(values), (count, len(values)))
+        means[start : start + count] = values[drawn].mean(axis=1)
+    # A percentile is one of the means, not a mixture of two: half of infinity says nothing.
+    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
+    return mean, float(low), float(high)
+
+
+def _verdict(metric: str, low: float | None, high: float | None) -> str:
+    if low is None or high is None or low <= 0.0 <= high:
+        return "no difference shown"
+    return "better" if (high < 0.0) == (metric in LOWER_IS_BETTER) else "worse"
+
+
+def _signed_rank(delta: NDArray[np.float64]) -> float:
+    """Two-sided p of the paired Wilcoxon test; 1 where no patient differs."""
+    if not delta.any():
+        return 1.0
+    return float(wilcoxon(delta).pvalue)
+
+
+def _holm(ps: Sequence[float]) -> list[float]:
+    """Holm's correction: the i-th smallest of m times (m - i), never falling, at most 1."""
+    corrected, running = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        running = max(running, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = running
+    return corrected
+
+
+def _grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def _as_list(rows: list[Row] | Table) -> list[Row]:
+    return rows if isinstance(rows, list) else rows.to_pylist()

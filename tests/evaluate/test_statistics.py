@@ -1,0 +1,132 @@
+"""Intervals over patients: known answers, and what may never be pooled."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dyefreenet.evaluate.statistics import by_patient, differences, interval, summarise
+
+
+def rows(method, values, protocol="window600/1", metric="psnr", region="image"):
+    return [
+        {"patient": f"p{i}", "method": method, "protocol": protocol, "metric": metric}
+        | {"region": region, "value": value, "n": 3}
+        for i, value in enumerate(values)
+    ]
+
+
+def test_the_bootstrap_of_a_constant_is_that_constant():
+    assert interval(np.full(9, 27.5)) == (27.5, 27.5, 27.5)
+
+
+def test_the_interval_of_many_patients_is_that_of_the_normal_law():
+    values = np.random.default_rng(3).normal(30, 2, 400)
+    mean, low, high = interval(values, resamples=4000)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == (
+        pytest.approx(mean - half, abs=0.02),
+        pytest.approx(mean + half, abs=0.02),
+    )
+
+
+def test_the_same_seed_gives_the_same_interval():
+    values = np.arange(12.0)
+    assert interval(values, 500, seed=4) == interval(values, 500, seed=4)
+    assert interval(values, 500, seed=4) != interval(values, 500, seed=5)
+
+
+def test_one_patient_has_no_interval():
+    assert interval(np.array([30.0])) == (30.0, None, None)
+
+
+def test_an_infinite_value_does_not_turn_into_nan():
+    mean, low, high = interval(np.array([30.0, math.inf, 31.0, 29.0, 30.0]), 500)
+    assert mean == math.inf
+    assert low == pytest.approx(30, abs=1)
+    assert high == math.inf
+    assert interval(np.full(4, math.inf), 200) == (math.inf, math.inf, math.inf)
+
+
+def test_a_summary_has_a_line_for_each_method_protocol_metric_and_region():
+    table = [
+        *rows("unet", [30, 32]),
+        *rows("unet", [28, 28], protocol="paper8/1"),
+        *rows("refine", [31, 33, 35]),
+    ]
+    lines = summarise(table, resamples=200)
+    assert [(line["method"], line["protocol"], line["n"], line["mean"]) for line in lines] == [
+        ("unet", "window600/1", 2, 31.0),
+        ("unet", "paper8/1", 2, 28.0),
+        ("refine", "window600/1", 3, 33.0),
+    ]
+    assert lines == summarise(pa.Table.from_pylist(table), resamples=200)
+
+
+def test_no_rows_have_no_summary():
+    assert summarise([]) == []
+    assert differences([]) == []
+
+
+def test_two_protocols_are_never_pooled():
+    mixed = rows("unet", [30]) + rows("unet", [28], protocol="paper8/1")
+    with pytest.raises(ValueError, match=r"expected all of .*window600/1.*paper8/1"):
+        by_patient(mixed)
+
+
+def test_a_patient_counts_once_and_with_a_number():
+    with pytest.raises(ValueError, match=r"p0: expected one row"):
+        by_patient(rows("unet", [30]) + rows("unet", [30]))
+    with pytest.raises(ValueError, match=r"p1: expected a number .* found NaN"):
+        by_patient(rows("unet", [30, math.nan]))
+
+
+def test_differences_are_paired_by_patient():
+    unet = rows("unet", [20.0, 30, 40, 25, 35, 28, 33, 27, 31])
+    refine = [row | {"method": "refine", "value": row["value"] + 1.5} for row in unet[:8]]
+    (line,) = differences(unet + refine[::-1], resamples=300)
+    assert (line["method"], line["versus"], line["n"]) == ("refine", "unet", 8)
+    assert (line["mean"], line["low"], line["high"]) == (1.5, 1.5, 1.5)
+    assert line["verdict"] == "better"
+    assert line["p"] == pytest.approx(2 / 2**8)  # all eight of one sign
+
+
+def test_lower_is_better_for_an_error_and_worse_for_psnr():
+    unet, refine = rows("unet", [9.0] * 8, metric="mae"), rows("refine", [4.0] * 8, metric="mae")
+    assert differences(unet + refine, resamples=100)[0]["verdict"] == "better"
+    unet, refine = rows("unet", [9.0] * 8), rows("refine", [4.0] * 8)
+    assert differences(unet + refine, resamples=100)[0]["verdict"] == "worse"
+
+
+def test_an_interval_that_spans_zero_shows_no_difference():
+    unet = rows("unet", [30.0] * 10)
+    refine = rows("refine", [29.0, 31, 28, 32, 30.5, 29.5, 30, 30, 33, 27])
+    assert differences(unet + refine, resamples=500)[0]["verdict"] == "no difference shown"
+    equal = differences(unet + rows("refine", [30.0] * 10), resamples=100)[0]
+    assert (equal["p"], equal["verdict"]) == (1.0, "no difference shown")
+    alone = differences(rows("unet", [30.0]) + rows("refine", [39.0]))[0]
+    assert (alone["low"], alone["verdict"]) == (None, "no difference shown")
+
+
+def test_two_exact_scans_do_not_differ():
+    lines = differences(rows("unet", [math.inf, 30]) + rows("refine", [math.inf, 31]), resamples=99)
+    assert lines[0]["mean"] == 0.5
+
+
+def test_a_bias_has_no_better_side_and_no_verdict():
+    assert (
+        differences(
+            rows("unet", [1.0] * 3, metric="bias") * 1 + rows("refine", [0.0] * 3, metric="bias")
+        )
+        == []
+    )
+
+
+def test_holm_multiplies_the_smallest_p_by_the_number_of_methods():
+    unet = rows("unet", [30.0] * 8)
+    sure = rows("refine", [31.0, 32, 33, 34, 35, 36, 37, 38])
+    unsure = rows("primary", [31.0, 29.5, 32, 28.5, 33, 27.5, 34, 26.7])
+    by_method = {line["method"]: line for line in differences(unet + sure + unsure, resamples=99)}
+    assert by_method["refine"]["p_holm"] == pytest.approx(2 * by_method["refine"]["p"])
+    assert by_method["primary"]["p_holm"] == by_method["primary"]["p"]
