@@ -90,8 +90,7 @@ def evidence(row: SeriesRow) -> tuple[Phase | None, str]:
     if row.declared and row.declared != IGNORE:
         return cast(Phase, row.declared), "phases.csv"
     words = phases_in_words(row.description)
-    agent = row.contrast_agent.strip().upper() not in _NO_AGENT
-    if agent:
+    if _has_agent(row):
         seconds = _seconds_since(row.contrast_start, row.acquired)
         timed = _phase_at(seconds)
         if timed and words <= {timed, "contrast"}:
@@ -184,6 +183,23 @@ def pair(rows: Sequence[SeriesRow], phase: Phase) -> tuple[list[Pair], list[Refu
     )
 
 
+def plain_only(rows: Sequence[SeriesRow]) -> tuple[list[SeriesRow], list[Refused]]:
+    """Series of an archive that its owner calls plain, less those whose headers show contrast."""
+    usable: list[SeriesRow] = []
+    refused: list[Refused] = []
+    for row in sorted(rows, key=lambda row: row.key):
+        reason = unusable(row)
+        phase, why = evidence(row)
+        named = phases_in_words(row.description) - {"plain"}
+        if reason:
+            refused.append(reason)
+        elif phase not in (None, "plain") or (phase is None and (_has_agent(row) or named)):
+            refused.append(Refused(row, "has-contrast", why))
+        else:
+            usable.append(row)
+    return usable, refused
+
+
 def unusable(row: SeriesRow) -> Refused | None:
     """Why a series can be neither plain nor contrast; None if it may be."""
     if row.declared == IGNORE:
@@ -212,6 +228,10 @@ def split_of(patient: str, validation: float, test: float) -> Split:
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
+
+
+def _has_agent(row: SeriesRow) -> bool:
+    return row.contrast_agent.strip().upper() not in _NO_AGENT
 
 
 def _candidates(rows: Sequence[SeriesRow]) -> str:
