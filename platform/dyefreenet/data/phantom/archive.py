@@ -41,7 +41,12 @@ _SCANNERS = (
 # As hospitals name the phases; {mm} is the thickness, {kernel} the kernel.
 _NAMES: dict[Phase, tuple[str, ...]] = {
     "plain": ("ABD NATIVE {mm}", "NON CONTRAST {mm} {kernel}", "W/O CONTRAST {mm}", "NATIV {mm}"),
-    "arterial": ("ART {mm} {kernel}", "ARTERIAL PHASE {mm}", "ABD ARTERIELL {mm}", "ART PHASE {mm}"),
+    "arterial": (
+        "ART {mm} {kernel}",
+        "ARTERIAL PHASE {mm}",
+        "ABD ARTERIELL {mm}",
+        "ART PHASE {mm}",
+    ),
     "portal": ("PORTAL VENOUS {mm} {kernel}", "PV PHASE {mm}", "VENOUS {mm}", "PORTALVENOES {mm}"),
     "delayed": ("DELAYED {mm} {kernel}", "DELAY 5 MIN {mm}", "LATE PHASE {mm}", "DELAYED {mm}"),
 }
@@ -79,7 +84,9 @@ def _study(patient: Patient, config: PhantomConfig, rng: Generator) -> Dataset:
     ds.PatientBirthDate = ""
     ds.PatientSex = str(rng.choice(["F", "M", "O"]))
     ds.PatientAge = f"{rng.integers(40, 85):03d}Y"
-    ds.StudyDate = "19990102" if chest else f"2020{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}"
+    ds.StudyDate = (
+        "19990102" if chest else f"2020{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}"
+    )
     ds.StudyTime = _clock(8 * 3600 + rng.integers(0, 30000))
     ds.AccessionNumber = ""
     ds.ReferringPhysicianName = ""
@@ -103,7 +110,12 @@ def _study(patient: Patient, config: PhantomConfig, rng: Generator) -> Dataset:
 
 
 def _series(
-    patient: Patient, phase: Phase, number: int, study: Dataset, config: PhantomConfig, rng: Generator
+    patient: Patient,
+    phase: Phase,
+    number: int,
+    study: Dataset,
+    config: PhantomConfig,
+    rng: Generator,
 ) -> Dataset:
     """What all images of a series share."""
     ds = Dataset()

@@ -28,7 +28,7 @@ def upsampling(coarse: int, fine: int) -> Array:
 
 def spread(coarse: Array, shape: tuple[int, int, int]) -> Array:
     """A coarse field smoothly on the full grid: three small matrix products, [Z, H, W]."""
-    z, y, x = (upsampling(n, m) for n, m in zip(coarse.shape, shape))
+    z, y, x = (upsampling(n, m) for n, m in zip(coarse.shape, shape, strict=True))
     field = np.tensordot(coarse, x, (2, 1))  # [z, y, W]
     field = np.matmul(y, field)  # [z, H, W]
     return np.tensordot(z, field, (1, 0)).astype(np.float32)
@@ -68,9 +68,7 @@ class Warp:
 def draw_warp(rng: Generator, size: NDArray[np.float64], centre: NDArray[np.float64]) -> Warp:
     """A body of another size and posture: ``size`` is patient over canonical, (x, y, z)."""
     roll = np.deg2rad(rng.normal(0, 3))
-    turn = np.array(
-        [[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]]
-    )
+    turn = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
     shear = np.eye(3)
     shear[0, 2], shear[1, 2] = rng.normal(0, 0.03, 2)  # lies askew on the table
     waves = 7
@@ -78,7 +76,7 @@ def draw_warp(rng: Generator, size: NDArray[np.float64], centre: NDArray[np.floa
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     length = rng.uniform(110, 420, waves)  # mm
     # A short wave is kept low, or the body would fold over itself.
-    height = rng.normal(0, 0.018, (waves, 3)) * length[:, None]
+    height = rng.normal(0, 0.014, (waves, 3)) * length[:, None]
     return Warp(
         linear=np.diag(1 / size) @ turn @ shear,
         centre=centre,
@@ -98,21 +96,21 @@ class Canvas:
         #: patient mm of voxel centres along z, y, x; (0, 0, 0) is the middle of the grid
         self.axes = [
             ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32)
-            for n, step in zip(shape, spacing)
+            for n, step in zip(shape, spacing, strict=True)
         ]
         self.tissue = np.zeros(shape, np.uint16)
         coarse = [np.linspace(axis[0], axis[-1], max(2, 2 + int(np.ptp(axis) / 14)))
                   for axis in self.axes]  # fmt: skip
         z, y, x = np.meshgrid(*coarse, indexing="ij")
         canonical = warp(np.stack([x, y, z], -1)).astype(np.float32)
-        ways = [_linear(len(c), n) for c, n in zip(coarse, shape)]
+        ways = [_linear(len(c), n) for c, n in zip(coarse, shape, strict=True)]
         #: canonical mm of every voxel, [Z, H, W] each
         self.x, self.y, self.z = (_apply(canonical[..., i], ways) for i in range(3))
 
     def field(self, rng: Generator, length_mm: float) -> Array:
         """Smooth noise of about unit sd with this grain, [Z, H, W]."""
         counts = [
-            4 + int(n * step / length_mm) for n, step in zip(self.shape, self.spacing)
+            4 + int(n * step / length_mm) for n, step in zip(self.shape, self.spacing, strict=True)
         ]
         return 1.7 * spread(rng.standard_normal(counts, np.float32), self.shape)
 
@@ -120,7 +118,7 @@ class Canvas:
         """Voxels within ``reach`` of a patient position (x, y, z); None where off the grid."""
         box = []
         reach = reach_mm if np.ndim(reach_mm) else (reach_mm,) * 3
-        for i, axis in zip((2, 1, 0), self.axes):
+        for i, axis in zip((2, 1, 0), self.axes, strict=True):
             step, first = self.spacing[2 - i], float(axis[0])
             low = max(0, math.ceil((centre_mm[i] - reach[i] - first) / step))
             high = min(len(axis), math.floor((centre_mm[i] + reach[i] - first) / step) + 1)
@@ -209,7 +207,7 @@ class Canvas:
         z_axis, y_axis, x_axis = self.axes
         reach = radii * max(1.0, squeeze)
         near = (line[:, 2] > z_axis[0] - reach) & (line[:, 2] < z_axis[-1] + reach)
-        for (x, y, z), r in zip(line[near], radii[near]):
+        for (x, y, z), r in zip(line[near], radii[near], strict=True):
             box = self.box((x, y, z), (r, r * squeeze, r))
             if box is None:
                 continue

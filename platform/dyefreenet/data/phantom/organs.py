@@ -1,12 +1,14 @@
 """Organs of chest, abdomen, pelvis and neck base. Positions are canonical mm."""
 
+# ruff: noqa: RUF005 - an array plus a tuple is the sum of two vectors here
+
 from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from dyefreenet.data.phantom.canvas import Array, Canvas
+from dyefreenet.data.phantom.canvas import Canvas
 from dyefreenet.data.phantom.tissue import Palette
 from dyefreenet.data.phantom.trunk import Trunk, spine_y
 
@@ -18,7 +20,7 @@ def paint_organs(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator)
     soft = [palette[name] for name in ("fat", "strand", "lung")]
     # Organs push each other aside, and stop at wall, spine and psoas.
     room = trunk.abdomen & np.isin(canvas.tissue, soft)
-    size = float(rng.uniform(0.86, 1.1))
+    size = float(rng.uniform(0.86, 1.18))
 
     def jitter(*centre: float, by: float = 6.0) -> NDArray[np.float64]:
         return np.asarray(centre) + rng.normal(0, by, 3)
@@ -61,14 +63,16 @@ def _upper(canvas, palette, trunk, rng, room, size, jitter) -> None:
         canvas.fill(canvas.blob(at, np.full(3, rng.uniform(3, 18)), rough=rough), spot, liver)
 
     spleen = canvas.blob(
-        jitter(98, 32, 312 + drop, by=8), size * rng.uniform(0.75, 1.35) * np.array([26, 46, 50]),
+        jitter(94, 30, 306 + drop, by=8), size * rng.uniform(0.8, 1.4) * np.array([30, 48, 54]),
         turn=rng.uniform(10, 40), tilt=rng.uniform(-25, 15), rough=0.09 * trunk.grain,
     )  # fmt: skip
     canvas.fill(spleen, palette["spleen"], room)
     if spleen is not None and palette.bolus < 0.5:  # early: the spleen is striped
         stripe = palette.variant("spleen", palette.hu("plain")[palette["spleen"]])
         palette._hu[stripe][1] += rng.uniform(-45, 45)
-        canvas.fill(spleen, stripe, room & (canvas.tissue == palette["spleen"]) & (trunk.fine > 0.4))
+        canvas.fill(
+            spleen, stripe, room & (canvas.tissue == palette["spleen"]) & (trunk.fine > 0.4)
+        )
 
     head = np.array([[-30, -2, 232], [-26, -8, 258], [0, -18, 270], [36, -8, 282], [80, 14, 300]])
     line = head + (0, 0, drop) + rng.normal(0, 4, head.shape)
@@ -165,13 +169,13 @@ def _bowel(canvas, palette, trunk, rng, points, radius, room, colon=False) -> No
 
 def _gut(canvas, palette, trunk, rng, room, jitter) -> None:
     """Small bowel as wandering loops, then the colon's frame around them."""
-    for _ in range(rng.integers(9, 24)):
+    for _ in range(rng.integers(12, 40)):
         start = np.array([rng.uniform(-80, 80), rng.uniform(-62, -8), rng.uniform(40, 250)])
         steps = rng.normal(0, 1, (rng.integers(4, 9), 3)) * (24, 13, 12)
         points = start + np.cumsum(steps, axis=0)
         points[:, 0] = points[:, 0].clip(-95, 95)
         points[:, 1] = points[:, 1].clip(-68, 5)
-        _bowel(canvas, palette, trunk, rng, points, rng.uniform(6.5, 13), room)
+        _bowel(canvas, palette, trunk, rng, points, rng.uniform(6.5, 14), room)
     frame = [
         [(-88, 6, 120), (-92, 10, 150), (-94, 12, 190), (-90, 8, 225), (-78, -20, 245)],
         [(-78, -20, 245), (-50, -56, 232), (-10, -66, 222), (35, -66, 232), (75, -40, 262)],
@@ -198,9 +202,7 @@ def _pelvic(canvas, palette, trunk, rng, jitter) -> None:
     canvas.fill(bladder, palette["uterus"], room)
     canvas.fill(bladder, palette["urine"], room, below=1 - rng.uniform(0.06, 0.15))
     organ = jitter(0, 8, 32) if rng.uniform() < 0.5 else jitter(0, -10, -18)
-    canvas.fill(
-        canvas.blob(organ, rng.uniform(16, 34, 3), rough=rough), palette["uterus"], room
-    )
+    canvas.fill(canvas.blob(organ, rng.uniform(16, 34, 3), rough=rough), palette["uterus"], room)
     points = np.array([(0, 36, 60), (3, 42, 30), (0, 44, 0), (0, 36, -35), (0, 42, -60)])
     _bowel(canvas, palette, trunk, rng, points + rng.normal(0, 3, points.shape),
            rng.uniform(11, 24), trunk.cavity, colon=True)  # fmt: skip
@@ -237,11 +239,18 @@ def _heart(canvas, palette, trunk, rng, size) -> None:
 def _chest(canvas, palette, trunk, rng) -> None:
     """Windpipe and bronchi, gullet, thyroid, and what lungs may have in them."""
     room = trunk.cavity | (canvas.z > 560)
+    # The neck's own compartment: fat around gullet, windpipe and the great vessels.
+    for side in (-1, 1):
+        sheath = canvas.blob(
+            (side * 20, spine_y(630) - 30, 640), (32, 26, 75), rough=0.1 * trunk.fine
+        )
+        canvas.fill(sheath, palette["fat"], canvas.tissue == palette["muscle"])
     windpipe = rng.uniform(6.5, 10.5)
     split = np.array([2, 12, 486]) + rng.normal(0, 3, 3)
     back = spine_y(560) - 32
     lines = [
-        ([(0, spine_y(700) - 42, 700), (0, spine_y(620) - 34, 620), (1, back, 560), split], windpipe),
+        ([(0, spine_y(700) - 42, 700), (0, spine_y(620) - 34, 620), (1, back, 560), split],
+         windpipe),
         ([split, split + (-24, 0, -14), split + (-48, 4, -26), split + (-66, 12, -48)],
          windpipe * np.array([0.8, 0.7, 0.5, 0.35])),
         ([split, split + (26, 2, -16), split + (50, 8, -26), split + (68, 18, -50)],
@@ -275,7 +284,11 @@ def _chest(canvas, palette, trunk, rng) -> None:
         canvas.tissue[lung & (trunk.grain > rng.uniform(0.9, 2.0))] = haze
     for _ in range(rng.poisson(1.0)):
         spot = palette.variant("lesion", rng.uniform(-50, 60), "lesion")
-        at = (rng.choice([-1, 1]) * rng.uniform(40, 110), rng.uniform(-60, 70), rng.uniform(300, 570))
+        at = (
+            rng.choice([-1, 1]) * rng.uniform(40, 110),
+            rng.uniform(-60, 70),
+            rng.uniform(300, 570),
+        )
         canvas.fill(
             canvas.blob(at, np.full(3, rng.uniform(2, 16)), rough=0.12 * trunk.fine), spot, lung
         )

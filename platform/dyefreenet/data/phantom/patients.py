@@ -9,10 +9,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from dyefreenet.config import Phase, PhantomConfig
+from dyefreenet.config import PhantomConfig, Phase
 from dyefreenet.data.phantom import scanner
 from dyefreenet.data.phantom.canvas import Array, Canvas, draw_warp
-from dyefreenet.data.phantom.labelmaps import paint_label_map
+from dyefreenet.data.phantom.labelmaps import choose_label_map, paint_label_map
 from dyefreenet.data.phantom.organs import paint_organs
 from dyefreenet.data.phantom.tissue import LABELS, Palette
 from dyefreenet.data.phantom.trunk import paint_trunk
@@ -47,7 +47,9 @@ class Patient:
         """Motion of the first contrast phase; zeros for a patient who has none."""
         if self.motions_mm:
             return next(iter(self.motions_mm.values()))
-        z, y, x = (-(-n // step) + (step > 1) for n, step in zip(self.labels.shape, (1, 8, 8)))
+        z, y, x = (
+            -(-n // step) + (step > 1) for n, step in zip(self.labels.shape, (1, 8, 8), strict=True)
+        )
         return np.zeros((z, y, x, 3), np.float32)
 
 
@@ -101,15 +103,19 @@ def _make(
     room = protocol.fov_mm / (2 * (150 * size[0] + fat_mm))
     if room < 0.92:
         size[:2] *= max(room / 0.92, 0.75)
-    centre = np.array([draw.normal(0, 10), draw.normal(5, 8), height])
-    canvas = Canvas(
-        (scan[0] + 2 * extra, *scan[1:]), spacing, draw_warp(draw, size, centre)
-    )
+    grid = (scan[0] + 2 * extra, *scan[1:])
     palette = Palette(rng("palette"))
     anatomy = rng("anatomy")
-    if config.label_maps is not None and rng("source").uniform() < config.label_map_share:
-        texture = paint_label_map(canvas, palette, anatomy, config.label_maps)
+    aside = draw.normal([0, 5], [10, 8])
+    source = rng("source")
+    if config.label_maps is not None and source.uniform() < config.label_map_share:
+        label_map = choose_label_map(config.label_maps, source)
+        height = source.uniform(-0.4, 0.4) * label_map.height_mm
+        warp = draw_warp(draw, np.clip(size, 0.85, 1.2), np.array([*aside, height]))
+        canvas = Canvas(grid, spacing, warp)
+        texture = paint_label_map(canvas, palette, anatomy, label_map, fat_mm)
     else:
+        canvas = Canvas(grid, spacing, draw_warp(draw, size, np.array([*aside, height])))
         trunk = paint_trunk(canvas, palette, anatomy, fat_mm)
         paint_organs(canvas, palette, trunk, anatomy)
         paint_vessels(canvas, palette, trunk, anatomy)

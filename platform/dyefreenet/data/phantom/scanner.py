@@ -58,7 +58,7 @@ def draw_motion(
     """
     coarse = tuple(-(-n // MOTION_STEP) + 1 for n in shape[1:])
     grid = (shape[0], *coarse)
-    counts = [4 + int(n * step / 90) for n, step in zip(shape, spacing)]
+    counts = [4 + int(n * step / 90) for n, step in zip(shape, spacing, strict=True)]
     parts = [weight * spread(rng.standard_normal(counts, np.float32), grid)
              for weight in (1.0, 0.6, 0.45)]  # fmt: skip
     motion = np.stack(parts, -1)
@@ -69,7 +69,7 @@ def draw_motion(
 def full_motion(motion: Array, shape: tuple[int, ...]) -> Array:
     """A stored motion at every voxel, [Z, H, W, 3]."""
     ways = []
-    for coarse, fine in zip(motion.shape[1:3], shape[1:]):
+    for coarse, fine in zip(motion.shape[1:3], shape[1:], strict=True):
         at = np.arange(fine)[:, None] / MOTION_STEP
         ways.append(np.clip(1 - np.abs(at - np.arange(coarse)), 0, None).astype(np.float32))
     rows = np.einsum("zhwc,xw->zhxc", motion, ways[1], optimize=True)
@@ -93,7 +93,8 @@ def moved(hu: Array, motion: Array, spacing: tuple[float, float, float], extra: 
     for _ in range(4):
         at = grid + np.moveaxis(source / steps, -1, 0)
         source = -np.stack(
-            [ndimage.map_coordinates(motion[..., i], at, order=1, mode="nearest") for i in range(3)],
+            [ndimage.map_coordinates(part, at, order=1, mode="nearest")
+             for part in np.moveaxis(motion, -1, 0)],
             -1,
         )  # fmt: skip
     shape = (motion.shape[0], *hu.shape[1:])
@@ -106,9 +107,7 @@ def moved(hu: Array, motion: Array, spacing: tuple[float, float, float], extra: 
     return ndimage.map_coordinates(hu, at, np.float32, order=1, mode="nearest")
 
 
-def anatomy_hu(
-    canvas: Canvas, palette: Palette, phase: str, texture: Array
-) -> Array:
+def anatomy_hu(canvas: Canvas, palette: Palette, phase: str, texture: Array) -> Array:
     """HU before any scanner: mean of the tissue and its slow texture, [Z, H, W]."""
     tissue = canvas.tissue
     return palette.hu(phase)[tissue] + palette.texture[tissue] * texture

@@ -123,7 +123,9 @@ class Palette:
             late = [float(np.clip(rng.normal(self.bolus, 0.25), 0, 1)) for _ in range(3)]
             added = [
                 low + at * (high - low)
-                for (low, high), at in zip((row.arterial, row.portal, row.delayed), late)
+                for (low, high), at in zip(
+                    (row.arterial, row.portal, row.delayed), late, strict=True
+                )
             ]
             self._add(name, row.label, rng.uniform(*row.plain), added, rng.uniform(*row.texture))
         for name, (label, *spans) in _BLOOD.items():
@@ -137,9 +139,7 @@ class Palette:
             reached = [self.blood + share * (hu - self.blood) for hu in (self.aorta, *venous)]
             self._add(name, label, self.blood, [hu - self.blood for hu in reached], 1.0)
 
-    def _add(
-        self, name: str, label: str, plain: float, added: list[float], texture: float
-    ) -> None:
+    def _add(self, name: str, label: str, plain: float, added: list[float], texture: float) -> None:
         self.index[name] = len(self._hu)
         # Offsets belong to soft tissue: the scale of bone and gas is drawn wide enough as it is.
         level = plain + (self.offset if -200 < plain < 200 and added[0] < 100 else 0.0)

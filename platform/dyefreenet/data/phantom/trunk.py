@@ -66,11 +66,6 @@ def _at(index: NDArray[np.int16], column: int, scale: float = 1.0) -> Array:
     return (scale * np.interp(heights, _BODY[:, 0], _BODY[:, column])).astype(np.float32)[index]
 
 
-def _inside(u: Array, v: Array, power: float) -> tuple[Array, Array]:
-    """Superellipse radius, and millimetres inside its surface along the ray from the middle."""
-    return (u**power + v**power) ** np.float32(1 / power), u
-
-
 def paint_trunk(canvas: Canvas, palette: Palette, rng: Generator, fat_mm: float) -> Trunk:
     """Everything but organs and vessels; returns the room that is left for those."""
     x, y, z, tissue = canvas.x, canvas.y, canvas.z, canvas.tissue
@@ -207,9 +202,9 @@ def _wall(
         tissue[waist & between & (np.abs(x) > 55)] = palette["fat"]
     front = waist & (y < -35)
     linea = rng.uniform(2, 14)
-    tissue[front & ((np.abs(x) < linea) | (np.abs(np.abs(x) - rng.uniform(55, 75)) < 3))] = (
-        palette["fat"]
-    )
+    tissue[front & ((np.abs(x) < linea) | (np.abs(np.abs(x) - rng.uniform(55, 75)) < 3))] = palette[
+        "fat"
+    ]
     thin = rng.uniform(7, 13)  # mm of rectus; the rest of the wall there is fat
     tissue[front & (inner < -thin)] = palette["fat"]
 
@@ -243,9 +238,7 @@ def _bone(
     part[inside > thick * (1 + 0.3 * speck[box])] = hole
 
 
-def _ribs(
-    canvas: Canvas, palette: Palette, rng: Generator, inner: Array, speck: Array
-) -> None:
+def _ribs(canvas: Canvas, palette: Palette, rng: Generator, inner: Array, speck: Array) -> None:
     """Rings that fall towards the front; cartilage where they near the sternum."""
     if canvas.z.max() < 205 or canvas.z.min() > 600:
         return
@@ -287,7 +280,7 @@ def _spine(
     x, z, index = canvas.x[box], canvas.z[box], index[box]
     y = canvas.y[box] - _at(index, 6)
     tissue, grit = canvas.tissue[box], 0.3 * speck[box]
-    cortex, marrow, muscle = palette["cortex"], palette["marrow"], palette["muscle"]
+    cortex, marrow = palette["cortex"], palette["marrow"]
     heights = np.arange(_LOW, _HIGH + 1)
     level = np.interp(heights, [-160, 300, 600, 720], [35, 33, 19, 16])
     count = (np.cumsum(1 / level) + rng.uniform()).astype(np.float32)[index]
@@ -298,13 +291,14 @@ def _spine(
 
     back = np.abs(x)
     # Transverse processes and ribs' heads, arch, spinous process.
-    bar = 5.5 - np.sqrt((y - 24 - 0.12 * back) ** 2 + (40 * (np.abs(phase - 0.55) - 0.08).clip(0)) ** 2)
+    bar = 5.5 - np.sqrt(
+        (y - 24 - 0.12 * back) ** 2 + (40 * (np.abs(phase - 0.55) - 0.08).clip(0)) ** 2
+    )
     bar = np.where((back > 8) & (back < 44) & upright, bar, -1)
     ring = 5 - np.abs(np.sqrt((x / 1.25) ** 2 + (y - size - 9) ** 2) - 14)
     ring = np.where((phase > 0.2) & (phase < 0.85) & upright, ring, -1)
-    spinous = np.where(
-        (phase > 0.25) & (phase < 0.9) & (y > size + 14) & (y < size + rng.uniform(34, 44)) & upright,
-        4.0 - back, -1)  # fmt: skip
+    behind = (y > size + 14) & (y < size + rng.uniform(34, 44)) & upright
+    spinous = np.where((phase > 0.25) & (phase < 0.9) & behind, 4.0 - back, -1)
     arch = np.maximum(np.maximum(bar, ring), spinous)
     tissue[arch > 0] = cortex
     tissue[arch > 2.2 + grit] = marrow
@@ -333,7 +327,6 @@ def _spine(
     tissue[(sacrum > 2 + grit) & bony] = marrow
     holes = ((back - 22) ** 2 + (bow - 8) ** 2 < 30) & (phase > 0.3) & (phase < 0.7) & bony
     tissue[holes & (sacrum > 0)] = palette["fat"]
-    del muscle
 
 
 def _capsule(canvas: Canvas, start: tuple, stop: tuple, radius: float, end: float | None = None):
@@ -351,9 +344,7 @@ def _capsule(canvas: Canvas, start: tuple, stop: tuple, radius: float, end: floa
     return box, (radius + t * (end - radius) - gone).astype(np.float32)
 
 
-def _pelvis(
-    canvas: Canvas, palette: Palette, rng: Generator, speck: Array, grain: Array
-) -> None:
+def _pelvis(canvas: Canvas, palette: Palette, rng: Generator, speck: Array, grain: Array) -> None:
     """Iliac wings, acetabula, ischia, pubes, femora, and the muscles on either side."""
     if canvas.z.min() > 185:
         return
@@ -376,10 +367,9 @@ def _pelvis(
         part[wing > 0] = palette["cortex"]
         part[wing > 2.4 * (1 + 0.3 * speck)] = palette["marrow"]
 
-        def place(start, stop, radius, end=None, thick=2.5):
-            capsule = _capsule(
-                canvas, (start[0] * side, *start[1:]), (stop[0] * side, *stop[1:]), radius, end
-            )
+        def place(start, stop, radius, end=None, thick=2.5, side=side):
+            mirror = np.array([side, 1, 1])
+            capsule = _capsule(canvas, mirror * start, mirror * stop, radius, end)
             if capsule is not None:
                 _bone(canvas, palette, capsule[1], capsule[0], thick, speck)
 

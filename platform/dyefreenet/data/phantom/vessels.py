@@ -1,5 +1,7 @@
 """Arteries and veins as tubes that curve, branch and taper; calcium on their walls."""
 
+# ruff: noqa: RUF005 - an array plus a tuple is the sum of two vectors here
+
 from __future__ import annotations
 
 import numpy as np
@@ -62,8 +64,8 @@ def _course(rng: Generator) -> dict[str, Points]:
 
 def _arteries(canvas, palette, trunk, rng, free, course) -> None:
     line, fork = course["line"], course["fork"]
-    radius = rng.uniform(7.5, 12.5)
-    taper = np.interp(line[:, 2], [150, 300, 420, 520], [0.82, 1.0, 1.12, 1.2])
+    radius = rng.uniform(7.0, 13.0)
+    taper = np.interp(line[:, 2], [150, 300, 420, 520], [0.82, 1.0, 1.15, 1.25])
     taper[-7:] = rng.uniform(1.25, 1.6)  # the ascending part is the widest
     radii = radius * taper
     wide = rng.uniform() < 0.2
@@ -218,11 +220,10 @@ def _calcium(canvas, palette, rng, points, radii, count) -> None:
             box = canvas.box(centre, np.maximum(grain, np.array(canvas.spacing)[::-1] * 0.55))
             if box is None:
                 continue
-            z, y, x = (axis[part] for axis, part in zip(canvas.axes, box))
-            near = (
-                ((y - centre[1]) ** 2)[:, None] + ((x - centre[0]) ** 2)
-                < max(grain, 0.6 * canvas.spacing[1]) ** 2
-            )
+            z, y, x = (axis[part] for axis, part in zip(canvas.axes, box, strict=True))
+            near = ((y - centre[1]) ** 2)[:, None] + ((x - centre[0]) ** 2) < max(
+                grain, 0.6 * canvas.spacing[1]
+            ) ** 2
             canvas.tissue[box][np.broadcast_to(near, (len(z), *near.shape))] = dense
 
 
@@ -238,7 +239,8 @@ def _veins(canvas, palette, trunk, rng, free, course) -> None:
     lower = jittered(tuple(fork), (x0, spine_y(170) - 30, 175), (x0 - 1, spine_y(215) - 31, 215),
                      (x0 - 1, spine_y(250) - 33, 250), by=2)  # fmt: skip
     upper = np.concatenate([lower[-1:], jittered(
-        (x0 - 5, -2, 285), (x0 - 11, -4, 320), (x0 - 12, -6, 350), (x0 - 12, -10, 385), by=2)])  # fmt: skip
+        (x0 - 5, -2, 285), (x0 - 11, -4, 320), (x0 - 12, -6, 350), (x0 - 12, -10, 385),
+        by=2)])  # fmt: skip
     for s in (-1, 1):
         r = 6.5 * size
         path = jittered(tuple(fork), (s * 22, spine_y(120) - 28, 122), (s * 44, 14, 98),
@@ -249,7 +251,9 @@ def _veins(canvas, palette, trunk, rng, free, course) -> None:
         canvas.tube(path, 4.0 * size, palette["vein"], free)
         for _ in range(3):
             at = rng.normal(0, 10, 3) + (s * 60, 20, 30)
-            twig = jittered(tuple(at), tuple(at + (s * 28, 20, -12)), tuple(at + (s * 55, 24, -25)), by=8)
+            twig = jittered(
+                tuple(at), tuple(at + (s * 28, 20, -12)), tuple(at + (s * 55, 24, -25)), by=8
+            )
             canvas.tube(twig, 2.0, palette["vein"], free)
         path = jittered((s * 70, -50, -10), (s * 66, -58, -40), (s * 60, -62, -110))
         canvas.tube(path, 3.0 * size, palette["vein"], free)  # saphenous
@@ -299,14 +303,18 @@ def _chest_veins(canvas, palette, rng, free, jittered, size) -> None:
     for s in (-1, 1):
         tissue = inflow if s == arm else palette["vein"]
         path = jittered(tuple(svc[-1]), (s * 26 if s > 0 else -28, -40, 548), (s * 34, -36, 566),
-                        (s * 62, -30, 568), (s * 104, -20, 556), (s * 136, -4, 566), by=2)  # fmt: skip
+                        (s * 62, -30, 568), (s * 104, -20, 556), (s * 136, -4, 566),
+                        by=2)  # fmt: skip
         canvas.tube(path, np.array([7, 7, 6, 5, 4.5, 3.5]) * size, tissue, free, 0.8)
         path = jittered((s * 32, -34, 568), (s * 34, spine_y(620) - 32, 620),
                         (s * 34, spine_y(680) - 26, 690), by=2)  # fmt: skip
         canvas.tube(path, rng.uniform(3, 7.5), palette["vein"], free)
         path = jittered((s * 30, -66, 570), (s * 36, -66, 620), (s * 44, -50, 690), by=2)
         canvas.tube(path, rng.uniform(1.5, 3.5), palette["vein"], free)
-    path = [(-4, spine_y(z) - 19, z) for z in (300, 360, 420, 480)] + [(-24, 0, 498), (-30, -20, 494)]
+    path = [(-4, spine_y(z) - 19, z) for z in (300, 360, 420, 480)] + [
+        (-24, 0, 498),
+        (-30, -20, 494),
+    ]
     canvas.tube(jittered(*path, by=1.2), rng.uniform(2, 4.5), palette["vein"], free)  # azygos
 
 
@@ -322,7 +330,9 @@ def _lung_vessels(canvas, palette, rng) -> None:
         middle = np.array([-14, -14, 470]) if s < 0 else np.array([30, -14, 480])
         canvas.tube(np.array([trunk[-1], middle, hilum]), np.array([11, 9.5, 7.5]), blood, room)
         low = hilum + (s * 14, 18, -36)
-        canvas.tube(np.array([hilum, hilum + (s * 8, 10, -16), low]), np.array([7, 6, 4.5]), blood, room)
+        canvas.tube(
+            np.array([hilum, hilum + (s * 8, 10, -16), low]), np.array([7, 6, 4.5]), blood, room
+        )
         roots[s] = [hilum, low]
         for z in (438, 456):
             gate = np.array([s * 50, 10, z]) + rng.normal(0, 3, 3)
