@@ -46,41 +46,38 @@ def register(moving: Volume, fixed: Volume, mode: Mode) -> tuple[Volume, dict[st
 
     Returns:
         The volume on the fixed grid; its ``padding`` is True where ``moving`` measured nothing.
-        Figures: body_dice (0 to 1), bone_edge_mm (median distance from a bone edge of ``fixed`` to
+        Figures: body_dice (0 to 1), bone_edge_mm (mean distance from a bone edge of ``fixed`` to
         the nearest of ``moving``; NaN without bone), mutual_information and its gain over the
         headers' geometry (nats), and for "deformable" min_jacobian and max_shift_mm.
 
     Raises:
         SeriesError: The two do not show one body in one place, or the deformation folds.
     """
-    before = resample_like(moving, fixed)
-    if mode == "off":
-        aligned, qc = before, {}
-    else:
-        _require_overlap(before)
-        start = fit_of(before, fixed)["mutual_information"]
-        rigid = _rigid(moving, fixed)
-        moved = fit_of(resample_like(moving, fixed, rigid), fixed)["mutual_information"]
-        if moved < start:  # a search over few samples can miss; the headers were better
-            rigid = sitk.Transform()
-        transform, qc = rigid, {}
+    aligned = resample_like(moving, fixed)
+    qc = fit_of(aligned, fixed)
+    start = qc["mutual_information"]
+    if mode != "off":
+        _require_overlap(aligned)
+        transform: sitk.Transform = _rigid(moving, fixed)
+        found = resample_like(moving, fixed, transform)
+        found_qc = fit_of(found, fixed)
+        if found_qc["mutual_information"] > start:
+            aligned, qc = found, found_qc
+        else:  # a search over few samples can miss: the headers were better
+            transform = sitk.Transform()
         if mode == "deformable":
-            transform, qc = _deformable(moving, fixed, rigid)
-        aligned = resample_like(moving, fixed, transform)
-    qc = fit_of(aligned, fixed) | qc
-    start = (
-        qc["mutual_information"] if mode == "off" else fit_of(before, fixed)["mutual_information"]
-    )
+            transform, figures = _deformable(moving, fixed, transform)
+            aligned = resample_like(moving, fixed, transform)
+            qc = fit_of(aligned, fixed) | figures
     qc["mutual_information_gain"] = qc["mutual_information"] - start
-    if qc["body_dice"] < MIN_DICE:
+    dice, jacobian = qc["body_dice"], qc.get("min_jacobian", 1.0)
+    if dice < MIN_DICE:
         raise SeriesError(
             "registration",
-            f"body Dice of plain and contrast is {qc['body_dice']:.2f}; expected at least {MIN_DICE}",
+            f"body Dice of plain and contrast {dice:.2f}; expected {MIN_DICE} or more",
         )
-    if qc.get("min_jacobian", 1.0) <= 0:
-        raise SeriesError(
-            "registration", f"the deformation folds: least Jacobian {qc['min_jacobian']:.2f}"
-        )
+    if jacobian <= 0:
+        raise SeriesError("registration", f"the deformation folds: least Jacobian {jacobian:.2f}")
     return aligned, qc
 
 
@@ -143,7 +140,7 @@ def fit_of(aligned: Volume, fixed: Volume) -> dict[str, float]:
 def _edge_distance(
     fixed: NDArray[np.bool_], moving: NDArray[np.bool_], spacing: list[float]
 ) -> float:
-    """Median way from the edge of one mask to the nearest edge of the other, mm.
+    """Mean way from the edge of one mask to the nearest edge of the other, mm.
 
     One way only: bright vessels give the contrast volume edges that the plain one has not.
     """
@@ -151,7 +148,7 @@ def _edge_distance(
     if not edges[0].any() or not edges[1].any():
         return float("nan")
     away = ndimage.distance_transform_edt(~edges[1], sampling=spacing)
-    return float(np.median(away[edges[0]]))
+    return float(np.mean(away[edges[0]]))
 
 
 def _mutual_information(
