@@ -9,9 +9,8 @@ the date that the caller hands in: a second run writes the same bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.datadict import keyword_for_tag
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import correct_ambiguous_vr, write_data_element, write_file_meta_info
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
@@ -62,6 +62,8 @@ DROPPED = frozenset(
     {
         "SmallestImagePixelValue",
         "LargestImagePixelValue",
+        "SmallestPixelValueInSeries",
+        "LargestPixelValueInSeries",
         "PixelPaddingValue",
         "PixelPaddingRangeLimit",
         "WindowCenterWidthExplanation",
@@ -108,8 +110,8 @@ def derive(
     weights_sha256: str,
     phase: Phase,
     made_on: datetime,
-) -> Iterator[tuple[str, Dataset]]:
-    """The derived images one by one: file name, data set.
+) -> Iterator[tuple[str, bytes]]:
+    """The derived images one by one: file name, content of a DICOM file.
 
     Args:
         series: The source as ``read_series`` gives it.
@@ -135,25 +137,33 @@ def derive(
         raise ValueError(f"model_id: expected printable ASCII without a backslash: {model_id!r}")
     _require_identifiers(series)
     identity = f"{model_id}/{weights_sha256}/{phase}"
-    series_uid = derived_uid(str(series.headers[0].SeriesInstanceUID), identity)
     storage = _Storage.of(series)
     stored = storage.encode(virtual_hu, series)
+
+    # What all slices share is encoded once: pydicom takes a millisecond for each sequence.
+    first = series.headers[0]
+    shared = _carried_over(first, _same_in_all(series.headers))
+    shared.SOPClassUID = CTImageStorage
+    shared.SeriesInstanceUID = derived_uid(str(first.SeriesInstanceUID), identity)
+    shared.ImageType = ["DERIVED", "SECONDARY", "AXIAL", "VIRTUAL_CONTRAST"]
+    shared.SyntheticData = "YES"
+    _describe(shared, series, model_id, weights_sha256, phase, made_on)
+    _say_who(shared, first, model_id, made_on)
+    storage.describe(shared)
+    shared.WindowCenter, shared.WindowWidth = map(str, WINDOWS[phase])
+    letters = shared.get("SpecificCharacterSet", "iso8859")
+    shared_parts = _encoded(shared, letters)
+
     for number, header in enumerate(series.headers):
-        image = _carried_over(header)
-        image.SOPClassUID = CTImageStorage
-        image.SOPInstanceUID = derived_uid(str(header.SOPInstanceUID), identity)
-        image.SeriesInstanceUID = series_uid
-        image.ImageType = ["DERIVED", "SECONDARY", "AXIAL", "VIRTUAL_CONTRAST"]
-        image.SyntheticData = "YES"
-        _describe(image, header, model_id, weights_sha256, phase, made_on)
-        _say_where_from(image, series, number)
-        _say_who(image, header, model_id, made_on)
-        image.InstanceNumber = header.get("InstanceNumber") or str(number + 1)
-        storage.describe(image)
-        image.WindowCenter, image.WindowWidth = map(str, WINDOWS[phase])
-        image.PixelData = stored[number].tobytes()
-        image["PixelData"].VR = "OW"
-        yield f"{number + 1:04d}.dcm", image
+        own = _carried_over(header, [tag for tag in header.keys() if tag not in shared])  # noqa: SIM118
+        own.SOPInstanceUID = derived_uid(str(header.SOPInstanceUID), identity)
+        own.InstanceNumber = header.get("InstanceNumber") or str(number + 1)
+        _say_where_from(own, series, number)
+        own.PixelData = stored[number].tobytes()
+        own["PixelData"].VR = "OW"
+        parts = shared_parts | _encoded(own, letters)
+        meta = _file_meta(str(own.SOPInstanceUID))
+        yield f"{number + 1:04d}.dcm", meta + b"".join(parts[tag] for tag in sorted(parts))
 
 
 def write_series(
@@ -182,24 +192,10 @@ def write_series(
         phase=phase,
         made_on=made_on,
     )
-    for name, image in images:
-        target.write(name, encode(image))
+    for name, content in images:
+        target.write(name, content)
         names.append(name)
     return names
-
-
-def encode(image: Dataset) -> bytes:
-    """A data set as a DICOM file, Explicit VR Little Endian."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = image.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION
-    meta.ImplementationVersionName = f"DYEFREENET {__version__}"[:16]
-    sink = io.BytesIO()
-    file = FileDataset(sink, image, preamble=b"\0" * 128, file_meta=meta)
-    pydicom.dcmwrite(sink, file, enforce_file_format=True)
-    return sink.getvalue()
 
 
 def derived_uid(source_uid: str, identity: str) -> str:
@@ -211,16 +207,35 @@ def derived_uid(source_uid: str, identity: str) -> str:
 # ---- attributes ----------------------------------------------------------------------------------
 
 
-def _carried_over(header: Dataset) -> Dataset:
-    """What the source says of patient, study, acquisition and place."""
+def _same_in_all(headers: Sequence[Dataset]) -> list[BaseTag]:
+    """Tags that say the same in every slice, to the letter."""
+
+    def content(header: Dataset, tag: BaseTag) -> Any:
+        if tag not in header:
+            return None
+        value = header[tag].value
+        # Numbers are compared as written: 1.0 and 1.00 both go back as they came.
+        return value if isinstance(value, DicomSequence) else str(value)
+
+    first, *others = headers
+    same = []
+    for tag in filter(_is_kept, first.keys()):
+        expected = content(first, tag)
+        if all(content(header, tag) == expected for header in others):
+            same.append(tag)
+    return same
+
+
+def _carried_over(header: Dataset, tags: Sequence[BaseTag]) -> Dataset:
+    """What the source says of patient, study, acquisition and place, as far as ``tags`` go."""
     image = Dataset()
-    for tag in header.keys():  # noqa: SIM118  # a Dataset iterates over elements, not tags
-        if _is_kept(tag):
-            image[tag] = copy(header[tag])  # setting a value must not reach into the source
-    # A sequence may hide private elements too; it is copied before they are removed.
-    for tag in [tag for tag in image.keys() if image[tag].VR == "SQ"]:  # noqa: SIM118
-        items = [_without_private(item) for item in image[tag].value]
-        image.add_new(tag, "SQ", DicomSequence(items))
+    for tag in filter(_is_kept, tags):
+        element = header[tag]
+        if element.VR == "SQ":
+            items = [_without_private(item) for item in element.value]
+            image.add_new(tag, "SQ", DicomSequence(items))
+        else:
+            image[tag] = copy(element)  # setting a value must not reach into the source
     return image
 
 
@@ -249,12 +264,13 @@ def _is_kept(tag: BaseTag) -> bool:
 
 def _describe(
     image: Dataset,
-    header: Dataset,
+    series: Series,
     model_id: str,
     weights_sha256: str,
     phase: Phase,
     moment: datetime,
 ) -> None:
+    header = series.headers[0]
     date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
     image.SeriesDate = image.ContentDate = image.InstanceCreationDate = date
     image.SeriesTime = image.ContentTime = image.InstanceCreationTime = time
@@ -277,7 +293,7 @@ def _describe(
     scheme.CodingSchemeResponsibleOrganization = "DyeFreeNet"
     image.CodingSchemeIdentificationSequence = [scheme]
     image.BurnedInAnnotation = header.get("BurnedInAnnotation") or "NO"
-    _carry_compression(image, header)
+    _carry_compression(image, series.headers)
     # Required, if only empty, and missing in many sources: empty says that nobody knows.
     if "PatientPosition" not in image:
         image.PatientPosition = ""
@@ -286,18 +302,20 @@ def _describe(
         image.Laterality = ""
 
 
-def _carry_compression(image: Dataset, header: Dataset) -> None:
-    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
-    syntax = str(header.file_meta.TransferSyntaxUID)
-    lossy = header.get("LossyImageCompression") == "01" or syntax in LOSSY
-    image.LossyImageCompression = "01" if lossy else "00"
-    if not lossy:
+def _carry_compression(image: Dataset, headers: Sequence[Dataset]) -> None:
+    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5); one lossy slice speaks for the series."""
+    image.LossyImageCompression = "00"
+    for header in headers:
+        syntax = str(header.file_meta.TransferSyntaxUID)
+        if header.get("LossyImageCompression") != "01" and syntax not in LOSSY:
+            continue
+        image.LossyImageCompression = "01"
+        if header.get("LossyImageCompressionRatio") is not None:
+            image["LossyImageCompressionRatio"] = copy(header["LossyImageCompressionRatio"])
+        method = header.get("LossyImageCompressionMethod") or LOSSY.get(syntax)
+        if method:
+            image.LossyImageCompressionMethod = method
         return
-    if header.get("LossyImageCompressionRatio") is not None:
-        image["LossyImageCompressionRatio"] = header["LossyImageCompressionRatio"]
-    method = header.get("LossyImageCompressionMethod") or LOSSY.get(syntax)
-    if method:
-        image.LossyImageCompressionMethod = method
 
 
 def _say_where_from(image: Dataset, series: Series, number: int) -> None:
@@ -341,7 +359,7 @@ def _say_who(image: Dataset, header: Dataset, model_id: str, moment: datetime) -
             "SoftwareVersions",
         ):
             if header.get(word):
-                scanner[word] = header[word]
+                scanner[word] = copy(header[word])
         scanner.PurposeOfReferenceCodeSequence = [_code("109101", "DCM", "Acquisition Equipment")]
         items.append(scanner)
     tool = Dataset()
@@ -389,6 +407,36 @@ def _refuse_source_folder(series: Series, target: Folder) -> None:
 def _resolved(uri: str) -> str:
     """An address without links and dots, to be compared."""
     return uri.rstrip("/") if "://" in uri else str(Path(uri).resolve())
+
+
+# ---- bytes ---------------------------------------------------------------------------------------
+
+
+def _encoded(image: Dataset, letters: Any) -> dict[BaseTag, bytes]:
+    """Every element as Explicit VR Little Endian bytes; ``letters`` is the character set."""
+    image = correct_ambiguous_vr(image, True)  # sources in implicit VR leave US or SS open
+    parts = {}
+    for tag in image.keys():  # noqa: SIM118
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, False
+        write_data_element(buffer, image[tag], letters)
+        parts[tag] = buffer.getvalue()
+    return parts
+
+
+def _file_meta(sop_uid: str) -> bytes:
+    """Preamble and File Meta Information (PS3.10 7.1)."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = IMPLEMENTATION
+    meta.ImplementationVersionName = f"DYEFREENET {__version__}"[:16]
+    buffer = DicomBytesIO()
+    buffer.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(buffer, meta)
+    return buffer.getvalue()
 
 
 # ---- pixels --------------------------------------------------------------------------------------
