@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import jsonschema
@@ -109,6 +110,21 @@ def test_every_module_has_its_line_in_the_picture():
 )
 def test_what_is_shipped_is_there(pattern):
     assert list((ROOT / "platform" / "dyefreenet").glob(pattern))
+
+
+def test_what_the_package_imports_is_declared():
+    declared = {
+        canonical(re.match(r"[\w.-]+", line)[0]) for line in PROJECT["project"]["dependencies"]
+    }
+    providers = packages_distributions()
+    for path in (ROOT / "platform" / "dyefreenet").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                given_by = {canonical(provider) for provider in providers.get(name, [name])}
+                assert given_by & (declared | {"dyefreenet"}), f"{path.name} imports {name}"
 
 
 # Versions
