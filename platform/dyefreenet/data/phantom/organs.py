@@ -78,7 +78,17 @@ def _upper(canvas, palette, trunk, rng, room, size, jitter) -> None:
     line = head + (0, 0, drop) + rng.normal(0, 4, head.shape)
     thick = rng.uniform(0.7, 1.2) * np.array([13, 13, 9, 10, 10])
     canvas.tube(line, thick, palette["pancreas"], room & (trunk.speck < 1.1), 1.1)
-    loop = np.array([[-20, -26, 280], [-44, -14, 262], [-46, 0, 225], [-20, 0, 212], [24, -4, 222]])
+    # The duodenum's loop; its last part passes between the aorta and the SMA.
+    loop = np.array(
+        [
+            (-20, -26, 280),
+            (-44, -14, 262),
+            (-46, 0, 225),
+            (-20, -14, 214),
+            (10, -25, 216),
+            (38, -18, 230),
+        ]
+    )
     _bowel(canvas, palette, trunk, rng, loop + (0, 0, drop) + rng.normal(0, 4, loop.shape),
            rng.uniform(9, 14), room)  # fmt: skip
 
@@ -170,11 +180,13 @@ def _bowel(canvas, palette, trunk, rng, points, radius, room, colon=False) -> No
 def _gut(canvas, palette, trunk, rng, room, jitter) -> None:
     """Small bowel as wandering loops, then the colon's frame around them."""
     for _ in range(rng.integers(12, 40)):
-        start = np.array([rng.uniform(-80, 80), rng.uniform(-62, -8), rng.uniform(40, 250)])
+        start = rng.uniform((-80, -62, 40), (80, -8, 250))
+        if rng.uniform() < 0.3:  # jejunum, up beside the left kidney
+            start = rng.uniform((25, -45, 215), (95, 8, 310))
         steps = rng.normal(0, 1, (rng.integers(4, 9), 3)) * (24, 13, 12)
         points = start + np.cumsum(steps, axis=0)
         points[:, 0] = points[:, 0].clip(-95, 95)
-        points[:, 1] = points[:, 1].clip(-68, 5)
+        points[:, 1] = points[:, 1].clip(-68, 14)
         _bowel(canvas, palette, trunk, rng, points, rng.uniform(6.5, 14), room)
     frame = [
         [(-88, 6, 120), (-92, 10, 150), (-94, 12, 190), (-90, 8, 225), (-78, -20, 245)],

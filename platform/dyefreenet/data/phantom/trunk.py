@@ -128,6 +128,7 @@ def paint_trunk(canvas: Canvas, palette: Palette, rng: Generator, fat_mm: float)
     _pelvis(canvas, palette, rng, speck, grain)
     _chest_bones(canvas, palette, rng, speck)
     _psoas(canvas, palette, rng, grain)
+    _neck(canvas, palette, rng)
     return Trunk(cavity, cavity & (z < dome - 3.5), inner, grain, fine, speck)
 
 
@@ -440,5 +441,35 @@ def _psoas(canvas: Canvas, palette: Palette, rng: Generator, grain: Array) -> No
         canvas.tube(points, size * np.array([8, 12, 13]), muscle, free, 0.7)
         line = [(20, 60, 70), (55, 55, 45), (110, 30, 25)]
         canvas.tube([(side * a, b, c) for a, b, c in line], 9 * size, muscle, free)
+        # Round muscles in the fat of the groin, beside its vessels.
+        for line, radius in (
+            ([(122, -58, 135), (108, -70, 60), (96, -76, 0), (62, -70, -100)], 9),
+            ([(100, -56, 45), (98, -64, 0), (98, -62, -120)], 14),
+            ([(132, -40, 110), (140, -36, 40), (142, -24, -60)], 13),
+            ([(52, -48, -5), (72, -42, -30), (96, -20, -70)], 11),
+        ):
+            thick = radius * rng.uniform(0.7, 1.25)
+            points = np.array([(side * a, b, c) for a, b, c in line]) + rng.normal(0, 4, 3)
+            canvas.tube(points, thick + rng.uniform(1.5, 5), palette["fat"], free)
+            canvas.tube(points, thick, muscle, free, rng.uniform(0.6, 1.1))
         line = [(60, 10, 30), (58, 20, -5), (70, 30, -40)]
         canvas.tube([(side * a, b, c) for a, b, c in line], 9 * size, muscle, free, 1.4)
+
+
+def _neck(canvas: Canvas, palette: Palette, rng: Generator) -> None:
+    """Strap muscles in fat, beside the neck's vessels and as round as they are."""
+    if canvas.z.max() < 545:
+        return
+    bony = [palette[name] for name in ("marrow", "cortex", "cartilage", "canal")]
+    free = ~np.isin(canvas.tissue, bony)
+    for side in (-1, 1):
+        for line, radius in (
+            ([(16, -58, 556), (34, -50, 610), (46, -26, 690)], 7),
+            ([(44, -8, 588), (34, spine_y(620) - 6, 620), (28, spine_y(680), 690)], 8),
+            ([(28, spine_y(600) - 12, 585), (18, spine_y(630) - 16, 630), (14, 0, 690)], 6),
+            ([(70, -64, 560), (92, -48, 545), (112, -30, 530)], 9),
+        ):
+            thick = radius * rng.uniform(0.7, 1.3)
+            points = np.array([(side * a, b, c) for a, b, c in line]) + rng.normal(0, 3, 3)
+            canvas.tube(points, thick + rng.uniform(1, 4), palette["fat"], free)
+            canvas.tube(points, thick, palette["muscle"], free, rng.uniform(0.6, 1.2))
