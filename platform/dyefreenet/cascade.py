@@ -62,7 +62,9 @@ class Cascade:
             if manifest is not None:
                 methods[name] = _method(name, recipe, folder, manifest, device)
         if not methods:
-            raise InputError(f"{folder}: expected a trained step ({', '.join(PREDICTORS)}), found none")
+            raise InputError(
+                f"{folder}: expected a trained step ({', '.join(PREDICTORS)}), found none"
+            )
         return cls(recipe, methods)
 
     def method(self, name: str) -> Method:

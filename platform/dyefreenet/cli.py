@@ -188,8 +188,12 @@ def _run(options: argparse.Namespace) -> None:
     began = time.monotonic()
     progress = Progress()
     count = run_steps(recipe, run, _resources(options), progress, only, options.verbose)
-    print(f"{count} steps done in {duration(time.monotonic() - began)}" if count else
-          f"nothing to do: every step of {run} is done already", file=sys.stderr)
+    print(
+        f"{count} steps done in {duration(time.monotonic() - began)}"
+        if count
+        else f"nothing to do: every step of {run} is done already",
+        file=sys.stderr,
+    )
     if (run / "evaluate").manifest() is not None and only in ((), ("evaluate",)):
         _print_report(run, again=count > 0)
 

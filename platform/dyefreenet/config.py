@@ -43,10 +43,12 @@ class PhantomConfig(Frozen):
 
 
 class GridConfig(Frozen):
-    """How HU and pixels reach the networks, and how predictions come back; shared by all methods."""
+    """How HU and pixels reach the networks and come back; shared by all methods."""
 
     window: tuple[float, float] = (-200.0, 600.0)  # HU mapped to [-1, 1] (paper.md D6)
-    pixel_mm: PositiveFloat | None = None  # in-plane pixel at full size; None: as the scanner made it
+    pixel_mm: PositiveFloat | None = (
+        None  # in-plane pixel at full size; None: as the scanner made it
+    )
     size: PositiveInt = 512  # matrix of a training slice: centred crop or pad, pixels
     upsample: Literal["image", "enhancement"] = "image"  # what goes from half to full size (G5)
     average_overlap: bool = False  # mean of the three predictions of a slice (G4)

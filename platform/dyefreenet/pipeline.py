@@ -39,9 +39,11 @@ def run_steps(
     if not run.exists("recipe.json") or run.read_json("recipe.json") != recipe_json:
         run.write_json("recipe.json", recipe_json)
 
-    from dyefreenet import runtime, steps  # here, so that a finished run loads neither Ray nor torch
+    from dyefreenet import runtime
 
-    runtime.connect(verbose)
+    runtime.connect(verbose)  # before anything imports Ray, which reads its settings only then
+    from dyefreenet import steps
+
     context = steps.prepare(recipe, run, resources, progress)
     finished = {planned.step.name for planned in todo if planned.done}
     pending_names = {planned.step.name for planned in waiting}
@@ -67,7 +69,7 @@ def run_steps(
                 planned, began = running.pop(call)
                 try:
                     facts = call.result()
-                except BaseException as error:  # noqa: BLE001  # the others may end first
+                except BaseException as error:  # the others may end first
                     progress.end(planned.step.name, f"failed: {_one_line(error)}")
                     failure = failure or error
                     continue
@@ -90,5 +92,3 @@ def run_steps(
 def _one_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[-1] if not isinstance(error, DyeFreeNetError) else text
-
-

@@ -69,8 +69,11 @@ def demo() -> Recipe:
             )
         ),
         pix2pix=BaselineConfig(
-            **(gan | {"epochs": 2, "mse_weight": 0.0, "l1_weight": 10.0, "slices": 3, "half": True}
-                | {"generator": generator})
+            **(
+                gan
+                | {"epochs": 2, "mse_weight": 0.0, "l1_weight": 10.0, "slices": 3, "half": True}
+                | {"generator": generator}
+            )
         ),
     )
 

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dyefreenet.errors import ResourceError
 
@@ -19,9 +20,10 @@ _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # starved of CPUs: an error, not a hang
+    "RAY_worker_maximum_startup_concurrency": "16",  # else it complains of Train's many actors
 }
+_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR"}
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ def connect(verbose: bool = False) -> None:
     Raises:
         ResourceError: There is no cluster at the address.
     """
-    for name, value in _SETTINGS.items():
+    for name, value in (_SETTINGS if verbose else _SETTINGS | _QUIET).items():
         os.environ.setdefault(name, value)
     remote = "RAY_ADDRESS" in os.environ
-    if not remote and "RAY_AUTH_MODE" not in os.environ:  # a cluster of our own: closed to others
+    if not remote and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        # A cluster of our own, closed to others.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
@@ -61,7 +64,10 @@ def connect(verbose: bool = False) -> None:
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"env_vars": _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}}
-    quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    quiet: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": "INFO" if verbose else "ERROR",
+    }
     try:
         with _silence(verbose):
             if remote:

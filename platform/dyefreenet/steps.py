@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -55,7 +55,9 @@ def show(context: Context) -> None:
 
 
 @ray.remote
-def _draw(config: PhantomConfig, index: int, kind: str, target: Folder) -> None:
+def _draw(
+    config: PhantomConfig, index: int, kind: Literal["patient", "chest"], target: Folder
+) -> None:
     """One made-up patient, drawn on this worker and put into the store."""
     with tempfile.TemporaryDirectory() as scratch:
         write_one(config, index, Path(scratch), kind)
@@ -69,7 +71,8 @@ def phantom(context: Context, planned: Planned) -> dict[str, Any]:
     config = context.recipe.phantom
     assert config is not None  # the step exists only with a phantom
     target = context.run / "phantom"
-    jobs = [(i, "patient") for i in range(config.patients)]
+    jobs: list[tuple[int, Literal["patient", "chest"]]] = []
+    jobs += [(i, "patient") for i in range(config.patients)]
     jobs += [(i, "chest") for i in range(config.chests)]
     waiting = [_draw.remote(config, index, kind, target) for index, kind in jobs]
     while waiting:

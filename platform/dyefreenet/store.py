@@ -52,7 +52,9 @@ class Folder:
         try:
             return url_to_fs(self.uri)  # type: ignore[no-any-return]
         except (ImportError, ValueError) as error:
-            raise InputError(f"{self.uri}: no storage of this kind is installed ({error})") from error
+            raise InputError(
+                f"{self.uri}: no storage of this kind is installed ({error})"
+            ) from error
 
     def read(self, name: str) -> bytes:
         """Bytes of a file.
@@ -67,7 +69,9 @@ class Folder:
             raise InputError(f"{self.uri}/{name}: expected a file, found none") from error
         except (OSError, RuntimeError) as error:
             raise _refused(self.uri, error) from error
-        except Exception as error:  # botocore's errors are no OSError, and no import is worth it here
+        except (
+            Exception
+        ) as error:  # botocore's errors are no OSError, and no import is worth it here
             if type(error).__module__.startswith(("botocore", "aiobotocore")):
                 raise _refused(self.uri, error) from error
             raise
@@ -88,21 +92,15 @@ class Folder:
                     partial.unlink(missing_ok=True)
             else:
                 fs.pipe_file(path, content)  # an object appears when its upload is complete
-        except OSError as error:
-            raise _refused(self.uri, error) from error
         except Exception as error:
-            if type(error).__module__.startswith(("botocore", "aiobotocore")):
-                raise _refused(self.uri, error) from error
-            raise
+            raise _refused(self.uri, error) from error
 
     def exists(self, name: str = "") -> bool:
         fs, root = self._fs()
         try:
             return bool(fs.exists(f"{root}/{name}" if name else root))
         except Exception as error:
-            if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
-                raise _refused(self.uri, error) from error
-            raise
+            raise _refused(self.uri, error) from error
 
     def names(self) -> list[str]:
         """Names of all files below, sorted, relative to the folder."""
@@ -113,9 +111,7 @@ class Folder:
         except FileNotFoundError:
             return []
         except Exception as error:
-            if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
-                raise _refused(self.uri, error) from error
-            raise
+            raise _refused(self.uri, error) from error
         prefix = root.rstrip("/") + "/"
         return sorted(path.removeprefix(prefix) for path in found)
 
@@ -151,7 +147,12 @@ class Folder:
         )
 
 
-def _refused(uri: str, error: Exception) -> InputError:
+def _refused(uri: str, error: Exception) -> Exception:
+    """What storage answers as our own error; what is none of its answers stays as it is."""
+    if not isinstance(error, OSError) and not type(error).__module__.startswith(
+        ("botocore", "aiobotocore")  # whose errors are no OSError, and are not worth an import
+    ):
+        return error
     hint = ""
     text = str(error) or type(error).__name__
     if uri.startswith("s3://"):

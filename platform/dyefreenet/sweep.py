@@ -136,14 +136,13 @@ def sweep(
         tuner = tune.Tuner(
             trainable,
             param_space=param_space,
-            tune_config=tune.TuneConfig(
-                num_samples=trials, search_alg=search, scheduler=scheduler
-            ),
+            tune_config=tune.TuneConfig(num_samples=trials, search_alg=search, scheduler=scheduler),
             run_config=tune.RunConfig(name="tune", storage_path=target.uri, verbose=0),
         )
     results = tuner.fit()
     rows = []
-    for result in results:
+    for number in range(len(results)):
+        result = results[number]
         metrics = result.metrics or {}
         rows.append(
             {
@@ -160,7 +159,9 @@ def sweep(
         raise DyeFreeNetError(f"sweep: expected a finished trial, found {len(rows)} that failed")
     best = min(good, key=lambda row: row["objective"])
     target.write_json("trials.json", {"objective": OBJECTIVE, "trials": rows})
-    tuned = recipes.change(recipe, best["values"]).model_copy(update={"name": f"{recipe.name}-tuned"})
+    tuned = recipes.change(recipe, best["values"]).model_copy(
+        update={"name": f"{recipe.name}-tuned"}
+    )
     content = "# Found by a sweep; use it with --recipe.\n" + yaml.safe_dump(
         tuned.model_dump(mode="json"), sort_keys=False
     )

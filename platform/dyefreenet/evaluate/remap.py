@@ -1,4 +1,4 @@
-"""A global HU remap, the cheapest rival: every plain HU becomes the mean contrast HU seen for it."""
+"""A global HU remap, the cheapest rival: each plain HU becomes the mean contrast HU seen for it."""
 
 from __future__ import annotations
 

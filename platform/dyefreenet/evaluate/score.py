@@ -6,6 +6,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,33 +53,27 @@ def evaluate(
     )
     target.write_json("remap.json", {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()})
 
-    class Scorer:
-        """Loads the networks once, scores one patient at a time."""
-
-        def __init__(self) -> None:
-            self.cascade = Cascade.load(run)
-
-        def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-            slabs = [read_slab(ingest.read(path)) for path in item["paths"]]
-            rows = score_patient(slabs, self.cascade, table, target)
-            return {"rows": json.dumps(rows)}
+    def score(item: dict[str, Any]) -> dict[str, Any]:
+        slabs = [read_slab(ingest.read(path)) for path in item["paths"]]
+        return {"rows": json.dumps(score_patient(slabs, _cascade(run), table, target))}
 
     items = [
         {"paths": [record.path for record in sorted(group, key=lambda record: record.path)]}
         for _, group in sorted(by_pair.items())
     ]
-    actors = max(1, min(len(items), int(ray.cluster_resources().get("CPU", 1))))
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        Scorer,  # type: ignore[arg-type]
-        num_cpus=0.75,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-    )
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(score)
     rows: list[dict[str, Any]] = []
     for done, row in enumerate(dataset.iter_rows(), start=1):
         rows += json.loads(row["rows"])
         report(done, len(items))
     write_tables(rows, recipe, target)
     return {"patients": len({row["patient"] for row in rows})}
+
+
+@cache
+def _cascade(run: Folder) -> Cascade:
+    """The networks, loaded once in each worker process."""
+    return Cascade.load(run)
 
 
 def score_patient(

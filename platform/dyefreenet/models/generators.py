@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dyefreenet.config import GeneratorConfig
 from dyefreenet.models.blocks import DoubleConv
 
-# B batch, C channels, H W pixels, L levels. A triplet is the slice below, the slice, the slice above.
+# B batch, C channels, H W pixels, L levels. A triplet is the slice below, the slice, the one above.
 
 
 class HighResolutionGenerator(nn.Module):
@@ -31,7 +31,7 @@ class HighResolutionGenerator(nn.Module):
             DoubleConv(widths[level] + widths[level + 1], widths[level], config.norm)
             for level in reversed(range(config.levels - 1))
         )
-        self.texture = nn.Conv2d(config.base + channels, 10, 1)  # G3: last feature map and the input
+        self.texture = nn.Conv2d(config.base + channels, 10, 1)  # G3: last map and input
         self.leave = nn.Conv2d(10, channels, 1)
         if self.residual:  # starts as the identity: what is not learnt yet is not enhanced
             nn.init.zeros_(self.leave.weight)
@@ -58,7 +58,7 @@ class HighResolutionGenerator(nn.Module):
         return encoded + decoded
 
     def forward(self, triplet: Tensor) -> Tensor:
-        """[B, C, H, W] in [-1, 1] to the same shape; it may overshoot, ``hu.from_network`` clips."""
+        """[B, C, H, W] in [-1, 1] to the same shape; it may overshoot: ``hu`` clips."""
         last = self.features(triplet)[-1]
         predicted = self.leave(F.relu(self.texture(torch.cat([last, triplet], dim=1))))
         return triplet + predicted if self.residual else predicted

@@ -13,9 +13,7 @@ def to_half(values: Tensor) -> Tensor:
     return F.avg_pool2d(values, 2)
 
 
-def to_full(
-    predicted: Tensor, plain: Tensor, upsample: Literal["image", "enhancement"]
-) -> Tensor:
+def to_full(predicted: Tensor, plain: Tensor, upsample: Literal["image", "enhancement"]) -> Tensor:
     """A prediction at half size to full size, bilinear.
 
     ``image`` is the paper's up-sampling layer: what comes out is as sharp as half size allows.

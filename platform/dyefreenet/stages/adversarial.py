@@ -145,5 +145,3 @@ def score_predictions(
 def centre(slices: Tensor) -> Tensor:
     """The slice in question of [B, 3, H, W] (or of [B, 1, H, W]): [B, H, W]."""
     return slices[:, slices.shape[1] // 2]
-
-

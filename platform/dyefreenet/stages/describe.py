@@ -25,7 +25,7 @@ class NetworkSize:
 
 
 def describe(recipe: Recipe) -> list[NetworkSize]:
-    """Every network of the recipe at the size it works at; nothing is allocated ("meta" tensors)."""
+    """Every network of the recipe at its own size; on "meta" tensors, so nothing is allocated."""
     full = recipe.grid.size
     half = full // 2
     refine = recipe.refine

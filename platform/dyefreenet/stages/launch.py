@@ -235,5 +235,3 @@ def _history(step: Folder, reached: int) -> list[Numbers]:
         return []
     lines = step.read("metrics.jsonl").decode().splitlines()
     return [entry for entry in map(json.loads, lines) if entry["step"] <= reached]
-
-

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining: by how much was this slice's intensity scaled? (section 2.1, Eq. 1)"""
+"""Self-supervised pretraining: how much was this slice's intensity scaled? (section 2.1, Eq. 1)"""
 
 from __future__ import annotations
 

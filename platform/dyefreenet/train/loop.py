@@ -70,9 +70,7 @@ def fit(
         for optimiser in state.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, epoch)
-        for name, term in stage.step(
-            state, to_network(batch, grid, device), config, grid
-        ).items():
+        for name, term in stage.step(state, to_network(batch, grid, device), config, grid).items():
             sums[name] = sums[name] + term.detach() if name in sums else term.detach().clone()
         state.step += 1
         counted += 1
@@ -121,7 +119,7 @@ def validate(
 def to_network(batch: Batch, grid: GridConfig, device: torch.device) -> dict[str, Tensor]:
     """int16 HU [B, 3, H, W] to float [-1, 1] on the device, where the arithmetic is cheap."""
     return {
-        name: hu.to_network(torch.from_numpy(values).to(device, non_blocking=True).float(), grid.window)
+        name: hu.to_network(torch.from_numpy(values).to(device).float(), grid.window)
         for name, values in batch.items()
     }
 
