@@ -75,9 +75,14 @@ def test_two_protocols_are_never_pooled():
         by_patient(mixed)
 
 
-def test_a_patient_counts_once_and_with_a_number():
-    with pytest.raises(ValueError, match=r"p0: expected one row"):
-        by_patient(rows("unet", [30]) + rows("unet", [30]))
+def test_a_patient_counts_once_however_many_scans_there_are():
+    table = rows("unet", [30, 40]) + rows("unet", [34])
+    assert by_patient(table) == {"p0": 32.0, "p1": 40.0}
+    (line,) = summarise(table, resamples=99)
+    assert (line["n"], line["mean"]) == (2, 36.0)
+
+
+def test_a_value_must_be_a_number():
     with pytest.raises(ValueError, match=r"p1: expected a number .* found NaN"):
         by_patient(rows("unet", [30, math.nan]))
 

@@ -91,13 +91,12 @@ def differences(
 
 
 def by_patient(rows: Iterable[Row]) -> dict[str, float]:
-    """Patient to value, of rows that may be pooled.
+    """Patient to value, of rows that may be pooled; the mean where a patient has several scans.
 
     Raises:
-        ValueError: The rows mix methods, protocols, metrics or regions; a patient occurs twice;
-            or a value is NaN.
+        ValueError: The rows mix methods, protocols, metrics or regions, or a value is NaN.
     """
-    values: dict[str, float] = {}
+    values: dict[str, list[float]] = {}
     first: tuple[Any, ...] | None = None
     for row in rows:
         key = tuple(row[name] for name in KEY)
@@ -105,12 +104,10 @@ def by_patient(rows: Iterable[Row]) -> dict[str, float]:
         if key != first:
             raise ValueError(f"rows to pool: expected all of {first}, found {key} among them")
         patient, value = row["patient"], float(row["value"])
-        if patient in values:
-            raise ValueError(f"patient {patient}: expected one row of {key}, found two")
         if math.isnan(value):
             raise ValueError(f"patient {patient}: expected a number for {key}, found NaN")
-        values[patient] = value
-    return values
+        values.setdefault(patient, []).append(value)
+    return {patient: sum(scans) / len(scans) for patient, scans in values.items()}
 
 
 def interval(
