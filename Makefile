@@ -44,8 +44,8 @@ format: $(STAMP) ## put the code into the house's form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure what the performance claims rest on
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: $(STAMP) ## measure what the performance claims rest on: every script of benchmarks/
+	@for script in benchmarks/[a-z]*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf build dist platform/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

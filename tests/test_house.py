@@ -145,7 +145,7 @@ def test_what_is_needed_is_pinned():
     project = PROJECT["project"]
     needed = project["dependencies"] + [
         line
-        for extra in ("test", "dev")
+        for extra in ("test", "bench", "dev")
         for line in project["optional-dependencies"][extra]
         if not line.startswith("dyefreenet")
     ]
