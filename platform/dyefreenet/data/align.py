@@ -6,9 +6,6 @@ so that a vessel full of contrast agent looks like one without. All of it runs o
 fixed samples: the same pair gives the same voxels.
 """
 
-# SimpleITK comes without types.
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 from typing import Any, Literal

@@ -1,0 +1,450 @@
+"""Reading one series: what is read is known to the bit, and what is refused is told by number."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from dyefreenet.data.dicom import (
+    read_labels,
+    read_nifti,
+    read_series,
+    read_volume,
+    write_nifti,
+)
+from dyefreenet.data.volume import Volume
+from dyefreenet.errors import InputError, SeriesError
+
+
+def refusal(files):
+    with pytest.raises(SeriesError) as caught:
+        read_series(files)
+    return caught.value
+
+
+# ---- what is read --------------------------------------------------------------------------------
+
+
+def test_hu_and_place_come_back_as_they_were_written(ct, steps):
+    volume = read_series(ct(steps)).volume
+    assert volume.hu.dtype == np.int16
+    np.testing.assert_array_equal(volume.hu, steps)
+    assert volume.spacing == (2.5, 0.8, 0.7)
+    assert volume.origin == (-10.0, -20.0, 100.0)
+    np.testing.assert_array_equal(volume.direction, np.eye(3))
+    assert volume.padding is None
+
+
+def test_shuffled_files_give_the_same_volume(ct, steps):
+    files = ct(steps)
+    shuffled = random.Random(1).sample(files, len(files))
+    assert shuffled != files
+    np.testing.assert_array_equal(read_series(shuffled).volume.hu, steps)
+
+
+def test_position_and_not_instance_number_gives_the_order(ct, steps):
+    def backwards(ds, number):
+        ds.InstanceNumber = str(10 - number)
+        ds.SliceLocation = str(-number)
+
+    np.testing.assert_array_equal(read_series(ct(steps, changes=backwards)).volume.hu, steps)
+
+
+def test_a_patient_on_the_belly_is_sorted_along_the_normal(ct, steps):
+    prone = ["-1", "0", "0", "0", "-1", "0"]  # the normal is still +z
+    volume = read_series(ct(steps, ImageOrientationPatient=prone)[::-1]).volume
+    np.testing.assert_array_equal(volume.hu, steps)
+    np.testing.assert_array_equal(volume.direction, np.diag([-1.0, -1.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEGLSLossless,
+        JPEG2000Lossless,
+    ],
+)
+@pytest.mark.parametrize("signed", [0, 1])
+def test_every_lossless_syntax_gives_the_same_hu(ct, steps, syntax, signed):
+    hu = np.tile(steps, (1, 6, 5))  # JPEG 2000 wants 32 pixels and more
+    files = ct(hu, syntax=syntax, PixelRepresentation=signed)
+    np.testing.assert_array_equal(read_series(files).volume.hu, hu)
+
+
+def test_each_slice_has_its_own_rescale(ct, steps):
+    def rescale(ds, number):
+        ds.RescaleIntercept = str(-1024 + 100 * number)
+
+    expected = steps + 100 * np.arange(4, dtype=np.int16)[:, None, None]
+    np.testing.assert_array_equal(read_series(ct(steps, changes=rescale)).volume.hu, expected)
+
+
+def test_a_slope_other_than_one_is_rounded_to_whole_hu(ct):
+    hu = np.full((3, 4, 4), 251.0)
+    files = ct(hu, RescaleSlope="0.5", RescaleIntercept="-1000.25")
+    assert np.unique(read_series(files).volume.hu).tolist() == [251]  # 2502 * 0.5 - 1000.25
+
+
+def test_bits_above_bits_stored_are_cut_and_the_sign_is_carried(ct):
+    hu = np.full((3, 4, 4), -100)
+
+    def overlay(ds, number):
+        values = np.frombuffer(ds.PixelData, np.uint16) & 0x0FFF
+        ds.PixelData = (values | 0x5000).astype(np.uint16).tobytes()
+        ds.BitsStored, ds.HighBit = 12, 11
+
+    for signed, intercept in ((1, "0"), (0, "-1024")):
+        files = ct(hu, changes=overlay, PixelRepresentation=signed, RescaleIntercept=intercept)
+        assert np.unique(read_series(files).volume.hu).tolist() == [-100]
+
+
+# ---- padding -------------------------------------------------------------------------------------
+
+
+def padded(steps):
+    hu = steps.copy()
+    hu[:, 0, :] = -3024  # stored as -2000
+    return hu
+
+
+def test_padding_is_masked_before_rescale_and_its_stored_value_kept(ct, steps):
+    files = ct(padded(steps), PixelRepresentation=1, PixelPaddingValue=-2000)
+    series = read_series(files)
+    expected = steps.copy()
+    expected[:, 0, :] = -1024
+    np.testing.assert_array_equal(series.volume.hu, expected)
+    assert series.volume.padding[:, 0].all() and not series.volume.padding[:, 1:].any()
+    assert series.stored_padding.tolist() == [-2000] * (4 * 8)
+
+
+def test_padding_that_no_attribute_declares_is_found_by_its_value(ct, steps):
+    series = read_series(ct(padded(steps), PixelRepresentation=1))
+    assert series.volume.padding.sum() == 4 * 8
+    assert set(series.stored_padding.tolist()) == {-2000}
+
+
+def test_padding_written_with_the_wrong_sign_is_still_padding(ct, steps):
+    def wrong_sign(ds, number):
+        ds.add_new(0x00280120, "US", 65536 - 2000)
+
+    series = read_series(ct(padded(steps), PixelRepresentation=1, changes=wrong_sign))
+    assert series.volume.padding.sum() == 4 * 8
+
+
+def test_a_padding_range_is_inclusive(ct):
+    hu = np.tile(np.array([-1024, -1023, -1022, 40]), (3, 2, 1))
+
+    def limit(ds, number):
+        ds.add_new(0x00280121, "US", 1)
+
+    padding = read_series(ct(hu, PixelPaddingValue=0, changes=limit)).volume.padding
+    assert padding[0, 0].tolist() == [True, True, False, False]
+
+
+def test_noise_below_air_is_a_measurement_raised_to_air(ct, steps):
+    hu = steps.copy()
+    hu[1, 2, 3] = -1139  # seen in real low-dose air
+    volume = read_series(ct(hu, PixelRepresentation=1)).volume
+    assert volume.padding is None
+    assert volume.hu[1, 2, 3] == -1024
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_a_missing_slice_is_named(ct, steps):
+    files = ct(np.concatenate([steps, steps]))
+    error = refusal(files[:3] + files[4:])
+    assert error.reason == "gap"
+    assert "5.00 mm between z=105.00 and z=110.00" in error.detail
+
+
+def test_two_slices_are_too_few(ct, steps):
+    assert refusal(ct(steps[:2])).reason == "short"
+    assert refusal([]).reason == "short"
+
+
+def test_the_same_slice_twice_is_left_out_and_said(ct, steps):
+    files = ct(steps)
+    series = read_series([*files, files[2]])
+    np.testing.assert_array_equal(series.volume.hu, steps)
+    assert len(series.headers) == 4
+    assert series.notes == ("1 slices stored twice, one copy left out",)
+
+
+def test_another_slice_in_the_same_place_is_refused(ct, steps):
+    error = refusal(ct(steps) + ct(steps + 1)[1:2])
+    assert error.reason == "duplicate"
+    assert "z=102.50" in error.detail
+
+
+def test_a_scout_among_the_slices_is_left_out_and_said(ct, steps):
+    scout = ct(steps[:1], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], PixelSpacing=None)
+    series = read_series(scout + ct(steps))
+    np.testing.assert_array_equal(series.volume.hu, steps)
+    assert series.notes == ("1 localizer images left out",)
+    assert refusal(scout * 3).reason == "localizer"
+
+
+@pytest.mark.parametrize(
+    ("reason", "attributes"),
+    [
+        ("not-ct", {"Modality": "MR"}),
+        ("not-ct", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}),  # Enhanced CT
+        ("not-axial", {"ImageOrientationPatient": ["1", "0", "0", "0", "0", "-1"]}),
+        ("geometry", {"ImageOrientationPatient": ["1", "0", "0", "1", "0", "0"]}),
+        ("geometry", {"ImageOrientationPatient": ["0", "0", "0", "0", "0", "0"]}),
+        ("geometry", {"PixelSpacing": None}),
+        ("geometry", {"PixelSpacing": ["0", "0.7"]}),
+        ("geometry", {"ImagePositionPatient": None}),
+        ("duplicate", {"ImagePositionPatient": ["0", "0", "0"]}),
+        ("rescale", {"RescaleSlope": None}),
+        ("rescale", {"RescaleIntercept": None}),
+        ("pixels", {"PhotometricInterpretation": "RGB"}),
+        ("pixels", {"SamplesPerPixel": 3}),
+        ("pixels", {"BitsAllocated": 8}),
+        ("pixels", {"HighBit": 11}),
+    ],
+)
+def test_a_fault_in_every_slice_has_its_reason(ct, steps, reason, attributes):
+    assert refusal(ct(steps, **attributes)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "word", "value"),
+    [
+        ("mixed", "SeriesInstanceUID", "1.2.7"),
+        ("mixed", "FrameOfReferenceUID", "1.2.7"),
+        ("mixed", "PixelSpacing", ["0.9", "0.7"]),
+        ("mixed", "Rows", 7),
+        ("not-axial", "ImageOrientationPatient", ["0.9998", "0.02", "0", "-0.02", "0.9998", "0"]),
+        ("rescale", "RescaleSlope", "0"),
+        ("not-ct", "Modality", "PT"),
+        ("geometry", "ImagePositionPatient", ["-10", "-20"]),
+    ],
+)
+def test_a_fault_in_one_slice_has_its_reason(ct, steps, reason, word, value):
+    def fault(ds, number):
+        if number == 2:
+            setattr(ds, word, value)
+
+    assert refusal(ct(steps, changes=fault)).reason == reason
+
+
+def test_a_tilted_gantry_is_refused_with_its_angle(ct, steps):
+    def shear(ds, number):
+        ds.ImagePositionPatient = ["-10", str(-20 - number * 2.5), str(100 + number * 2.5)]
+
+    error = refusal(ct(steps, changes=shear))
+    assert error.reason == "geometry"
+    assert "45.0 degrees" in error.detail
+
+
+def test_a_file_that_is_not_dicom_is_refused_by_number(ct, steps):
+    error = refusal([*ct(steps), b"no DICOM at all"])
+    assert (error.reason, error.detail) == ("unreadable", "file 5 of 5: not a DICOM file")
+
+
+def test_a_file_cut_short_is_refused_with_the_bytes_it_has(ct, steps):
+    files = ct(steps)
+    error = refusal([*files[:3], files[3][:-10]])
+    assert error.reason == "unreadable"
+    assert "expected 96 bytes of Pixel Data, found 86" in error.detail
+
+
+def test_a_broken_compressed_slice_is_refused(ct, steps):
+    files = ct(steps, syntax=JPEGLSLossless)
+    broken = bytearray(files[1])
+    start = broken.rindex(b"\xff\xd8")  # start of the JPEG-LS image
+    broken[start + 2 : start + 40] = b"\0" * 38
+    assert refusal([files[0], bytes(broken), *files[2:]]).reason == "unreadable"
+
+
+def test_a_syntax_that_nobody_decodes_is_refused_by_name(ct, steps):
+    known, unknown = b"1.2.840.10008.1.2.4.80", b"1.2.840.10008.1.2.4.99"  # of the same length
+    files = [content.replace(known, unknown) for content in ct(steps, syntax=JPEGLSLossless)]
+    error = refusal(files)
+    assert error.reason == "syntax"
+    assert "1.2.840.10008.1.2.4.99" in error.detail
+
+
+def test_a_detail_names_no_patient(ct, steps):
+    def canary(ds, number):
+        ds.PatientName, ds.PatientID, ds.SeriesDescription = "CANARY^A", "CANARY-B", "CANARY C"
+        if number == 1:
+            ds.RescaleSlope = "0"
+
+    assert "CANARY" not in str(refusal(ct(steps, changes=canary, SeriesInstanceUID="1.2.777")))
+
+
+# ---- NIfTI ---------------------------------------------------------------------------------------
+
+
+def test_nifti_round_trip_is_exact(tmp_path, steps):
+    tilted = np.array([[0.995004, 0.099833, 0.0], [-0.099833, 0.995004, 0.0], [0.0, 0.0, 1.0]])
+    volume = Volume(steps, (2.5, 0.8, 0.7), (-10.0, -20.0, 100.0), tilted)
+    write_nifti(volume, tmp_path / "volume.nii.gz")
+    again = read_nifti(tmp_path / "volume.nii.gz")
+    np.testing.assert_array_equal(again.hu, steps)
+    np.testing.assert_allclose(again.spacing, volume.spacing, atol=1e-6)
+    np.testing.assert_allclose(again.origin, volume.origin, atol=1e-5)
+    np.testing.assert_allclose(again.direction, tilted, atol=1e-6)
+
+
+def test_nifti_of_other_axes_is_turned_and_not_resampled(tmp_path, steps):
+    image = sitk.GetImageFromArray(steps)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    write = sitk.DICOMOrient(image, "PIR")  # axes in another order and direction
+    sitk.WriteImage(write, str(tmp_path / "turned.nii"))
+    volume = read_nifti(tmp_path / "turned.nii")
+    np.testing.assert_array_equal(volume.hu, steps)
+    np.testing.assert_allclose(volume.spacing, (2.5, 0.8, 0.7), atol=1e-6)
+
+
+def test_dicom_and_its_nifti_are_the_same_place(ct, steps, tmp_path):
+    volume = read_series(ct(steps)).volume
+    write_nifti(volume, tmp_path / "same.nii.gz")
+    again = read_nifti(tmp_path / "same.nii.gz")
+    np.testing.assert_allclose(again.origin, volume.origin, atol=1e-5)
+    np.testing.assert_array_equal(again.hu, volume.hu)
+
+
+def test_nifti_with_two_slices_or_nonsense_is_refused(tmp_path, steps):
+    sitk.WriteImage(sitk.GetImageFromArray(steps[:2]), str(tmp_path / "two.nii"))
+    with pytest.raises(SeriesError, match="short"):
+        read_nifti(tmp_path / "two.nii")
+    (tmp_path / "none.nii").write_bytes(b"nothing")
+    with pytest.raises(SeriesError, match="unreadable"):
+        read_nifti(tmp_path / "none.nii")
+    with pytest.raises(InputError, match="found none"):
+        read_nifti(tmp_path / "absent.nii")
+    not_finite = steps.astype(np.float32)
+    not_finite[1, 1, 1] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(not_finite), str(tmp_path / "nan.nii"))
+    with pytest.raises(SeriesError, match="1 voxels are not finite"):
+        read_nifti(tmp_path / "nan.nii")  # the NIfTI library would read it as 0 HU, water
+    (tmp_path / "nan.nii.gz").write_bytes(gzip.compress((tmp_path / "nan.nii").read_bytes()))
+    with pytest.raises(SeriesError, match="1 voxels are not finite"):
+        read_nifti(tmp_path / "nan.nii.gz")
+
+
+def test_labels_come_onto_the_grid_of_their_volume(tmp_path, steps):
+    labels = (np.arange(4 * 6 * 8).reshape(4, 6, 8) % 7).astype(np.uint8)
+    volume = Volume(steps, (2.5, 0.8, 0.7), (-10.0, -20.0, 100.0))
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin(volume.origin)
+    sitk.WriteImage(sitk.DICOMOrient(image, "RAS"), str(tmp_path / "labels.nii.gz"))
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.nii.gz", volume), labels)
+    image.SetOrigin((900, 900, 900))
+    sitk.WriteImage(image, str(tmp_path / "away.nii.gz"))
+    with pytest.raises(InputError, match="found them elsewhere"):
+        read_labels(tmp_path / "away.nii.gz", volume)
+
+
+# ---- by address ----------------------------------------------------------------------------------
+
+
+def test_a_folder_and_a_file_are_read_by_address(write_ct, steps, tmp_path):
+    folder = write_ct(tmp_path / "series", steps)
+    np.testing.assert_array_equal(read_volume(folder).hu, steps)
+    write_nifti(read_volume(folder), tmp_path / "v.nii.gz")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "v.nii.gz")).hu, steps)
+    with pytest.raises(InputError, match="expected a NIfTI file or a folder"):
+        read_volume(tmp_path / "absent")
+
+
+def test_remote_files_are_read_like_local_ones(write_ct, steps, tmp_path):
+    folder = write_ct(tmp_path / "series", steps)
+    write_nifti(read_volume(folder), tmp_path / "v.nii.gz")
+    np.testing.assert_array_equal(read_volume(f"file://{folder}").hu, steps)
+    np.testing.assert_array_equal(read_volume(f"file://{tmp_path}/v.nii.gz").hu, steps)
+
+
+# ---- real CT -------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "shape", "spacing", "padding", "highest"),
+    [
+        ("acrin_flt001_abdpelvis_nc", (99, 512, 512), (4.25, 0.976562, 0.976562), -2000, 1288),
+        ("nlst_101287_lowdose_nc", (143, 512, 512), (2.0, 0.54, 0.54), -2048, 2695),
+    ],
+)
+def test_real_series(real_data, name, shape, spacing, padding, highest):
+    series = read_series(sorted((real_data / name).glob("*.dcm")))
+    volume = series.volume
+    assert volume.hu.shape == shape
+    np.testing.assert_allclose(volume.spacing, spacing)
+    assert (volume.hu.min(), volume.hu.max()) == (-1024, highest)
+    assert np.unique(series.stored_padding).tolist() == [padding]
+    assert 0.20 < volume.padding.mean() < 0.22  # all but the inscribed circle: 1 - pi / 4
+
+
+@pytest.mark.real
+def test_real_lossless_syntaxes_hold_the_same_pixels(real_data):
+    folder = real_data / "robustness" / "cornerstone_transfer_syntaxes"
+    lossless = (
+        "1.2.840.10008.1.2",
+        "4.57",
+        "4.70",
+        "4.80",
+        "4.90",
+        "1.2.5",
+        "2.1.99",
+        "2.1",
+        "2.2",
+    )
+    files = [
+        path
+        for path in sorted(folder.glob("CTImage.dcm_*"))
+        if path.stem.endswith(lossless) and "Lossy" not in path.name
+    ]
+    assert len(files) >= 8
+    volumes = [three_of(path.read_bytes()) for path in files]
+    for volume in volumes[1:]:
+        np.testing.assert_array_equal(volume.hu, volumes[0].hu)
+
+
+def three_of(content: bytes) -> Volume:
+    """A slice at three heights, so that it passes as a series."""
+    files = []
+    for number in range(3):
+        ds = pydicom.dcmread(io.BytesIO(content))
+        x, y, z = ds.ImagePositionPatient
+        ds.ImagePositionPatient = [x, y, z + number]
+        sink = io.BytesIO()
+        ds.save_as(sink)
+        files.append(sink.getvalue())
+    return read_series(files).volume
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "reason"), [("gantrytilting", "geometry"), ("sliceincrement", "gap")]
+)
+def test_real_faults_are_refused(real_data, name, reason):
+    with pytest.raises(SeriesError) as caught:
+        read_volume(real_data / "robustness" / "dicom2nifti_failing" / name / "001")
+    assert caught.value.reason == reason
