@@ -87,7 +87,7 @@ def _study(patient: Patient, config: PhantomConfig, rng: Generator) -> Dataset:
     ds.StudyDate = (
         "19990102" if chest else f"2020{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}"
     )
-    ds.StudyTime = _clock(8 * 3600 + rng.integers(0, 30000))
+    ds.StudyTime = _clock(8 * 3600 + int(rng.integers(0, 30000)))
     ds.AccessionNumber = ""
     ds.ReferringPhysicianName = ""
     ds.StudyID = "1"

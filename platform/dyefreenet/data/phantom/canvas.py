@@ -8,7 +8,9 @@ joints. Anatomy is written down once, in canonical mm.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -114,10 +116,12 @@ class Canvas:
         ]
         return 1.7 * spread(rng.standard_normal(counts, np.float32), self.shape)
 
-    def box(self, centre_mm: ArrayLike, reach_mm: ArrayLike) -> tuple[slice, ...] | None:
+    def box(
+        self, centre_mm: Sequence[float] | NDArray[Any], reach_mm: float | NDArray[Any]
+    ) -> tuple[slice, ...] | None:
         """Voxels within ``reach`` of a patient position (x, y, z); None where off the grid."""
         box = []
-        reach = reach_mm if np.ndim(reach_mm) else (reach_mm,) * 3
+        reach = np.broadcast_to(reach_mm, 3).tolist()
         for i, axis in zip((2, 1, 0), self.axes, strict=True):
             step, first = self.spacing[2 - i], float(axis[0])
             low = max(0, math.ceil((centre_mm[i] - reach[i] - first) / step))
@@ -129,7 +133,7 @@ class Canvas:
 
     def blob(
         self,
-        centre: ArrayLike,
+        centre: Sequence[float] | NDArray[Any],
         radii: ArrayLike,
         turn: float = 0.0,
         tilt: float = 0.0,

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -13,6 +16,8 @@ from dyefreenet.data.phantom.tissue import Palette
 from dyefreenet.data.phantom.trunk import Trunk, spine_y
 
 Mask = NDArray[np.bool_]
+Points = NDArray[np.float64]
+Jitter = Callable[..., Points]  # a position, moved a little
 
 
 def paint_organs(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator) -> None:
@@ -37,7 +42,15 @@ def paint_organs(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator)
     _nodes(canvas, palette, trunk, rng)
 
 
-def _upper(canvas, palette, trunk, rng, room, size, jitter) -> None:
+def _upper(
+    canvas: Canvas,
+    palette: Palette,
+    trunk: Trunk,
+    rng: Generator,
+    room: Mask,
+    size: float,
+    jitter: Jitter,
+) -> None:
     """Liver, spleen, stomach, pancreas, kidneys, adrenals, crura, gallbladder."""
     rough = 0.06 * trunk.grain
     drop = rng.normal(0, 14)  # the whole upper abdomen hangs higher or lower
@@ -101,12 +114,20 @@ def _upper(canvas, palette, trunk, rng, room, size, jitter) -> None:
         canvas.tube(points, rng.uniform(2, 4), palette["adrenal"], room, 2.2)
     # Crura: bands beside the aorta that never light up.
     for side, foot in ((-1, 200), (1, 225)):
-        points = [(side * 14, spine_y(z) - 20, z) for z in (foot, 250)]
-        points += [(side * 17, spine_y(z) - 22 - lift, z) for z, lift in ((285, 4), (325, 12))]
-        canvas.tube(points, rng.uniform(4, 7.5), palette["muscle"], room, 1.8)
+        band = [(side * 14, spine_y(z) - 20, z) for z in (foot, 250)]
+        band += [(side * 17, spine_y(z) - 22 - lift, z) for z, lift in ((285, 4), (325, 12))]
+        canvas.tube(band, rng.uniform(4, 7.5), palette["muscle"], room, 1.8)
 
 
-def _kidney(canvas, palette, trunk, rng, room, side, drop) -> None:
+def _kidney(
+    canvas: Canvas,
+    palette: Palette,
+    trunk: Trunk,
+    rng: Generator,
+    room: Mask,
+    side: int,
+    drop: float,
+) -> None:
     centre = np.array([side * 64, 20, 238 + drop * 0.5 + 6 * side]) + rng.normal(0, 6, 3)
     radii = rng.uniform(0.82, 1.2) * np.array([29, 27, 56])
     shape = canvas.blob(
@@ -134,7 +155,9 @@ def _kidney(canvas, palette, trunk, rng, room, side, drop) -> None:
         canvas.fill(canvas.blob(centre, np.full(3, rng.uniform(2, 6))), stone)
 
 
-def _stomach(canvas, palette, trunk, rng, room, centre) -> None:
+def _stomach(
+    canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator, room: Mask, centre: Points
+) -> None:
     shape = canvas.blob(
         centre, rng.uniform(0.6, 1.15) * np.array([40, 48, 44]), turn=-35, tilt=20,
         rough=0.09 * trunk.grain,
@@ -155,7 +178,16 @@ def _stomach(canvas, palette, trunk, rng, room, centre) -> None:
         canvas.tissue[box][inside & (canvas.y[box] < level)] = gas
 
 
-def _bowel(canvas, palette, trunk, rng, points, radius, room, colon=False) -> None:
+def _bowel(
+    canvas: Canvas,
+    palette: Palette,
+    trunk: Trunk,
+    rng: Generator,
+    points: Points,
+    radius: float,
+    room: Mask,
+    colon: bool = False,
+) -> None:
     """A stretch of bowel: wall, and gas, fluid, stool, or nothing inside."""
     radii = radius * rng.uniform(0.75, 1.25, len(points))
     canvas.tube(points, radii, palette["bowel_wall"], room)
@@ -177,7 +209,9 @@ def _bowel(canvas, palette, trunk, rng, points, radius, room, colon=False) -> No
                     palette.variant("gas", rng.uniform(-900, -250)), holes)  # fmt: skip
 
 
-def _gut(canvas, palette, trunk, rng, room, jitter) -> None:
+def _gut(
+    canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator, room: Mask, jitter: Jitter
+) -> None:
     """Small bowel as wandering loops, then the colon's frame around them."""
     for _ in range(rng.integers(12, 40)):
         start = rng.uniform((-80, -62, 40), (80, -8, 250))
@@ -202,7 +236,7 @@ def _gut(canvas, palette, trunk, rng, room, jitter) -> None:
         _bowel(canvas, palette, trunk, rng, points[cut:], radius, room, colon=True)
 
 
-def _pelvic(canvas, palette, trunk, rng, jitter) -> None:
+def _pelvic(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator, jitter: Jitter) -> None:
     """Bladder, uterus or prostate, rectum."""
     room = trunk.cavity & np.isin(
         canvas.tissue, [palette[n] for n in ("fat", "strand", "bowel_wall")]
@@ -220,7 +254,7 @@ def _pelvic(canvas, palette, trunk, rng, jitter) -> None:
            rng.uniform(11, 24), trunk.cavity, colon=True)  # fmt: skip
 
 
-def _heart(canvas, palette, trunk, rng, size) -> None:
+def _heart(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator, size: float) -> None:
     """Fat, muscle and four chambers; it rests on the diaphragm."""
     soft = [palette[n] for n in ("fat", "strand", "lung", "liver", "muscle")]
     room = trunk.cavity & np.isin(canvas.tissue, soft) & (canvas.z > 330)
@@ -248,7 +282,7 @@ def _heart(canvas, palette, trunk, rng, size) -> None:
         canvas.fill(shape, palette[name], room, below=fatty)
 
 
-def _chest(canvas, palette, trunk, rng) -> None:
+def _chest(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator) -> None:
     """Windpipe and bronchi, gullet, thyroid, and what lungs may have in them."""
     room = trunk.cavity | (canvas.z > 560)
     # The neck's own compartment: fat around gullet, windpipe and the great vessels.
@@ -260,7 +294,7 @@ def _chest(canvas, palette, trunk, rng) -> None:
     windpipe = rng.uniform(6.5, 10.5)
     split = np.array([2, 12, 486]) + rng.normal(0, 3, 3)
     back = spine_y(560) - 32
-    lines = [
+    lines: list[tuple[Any, Any]] = [
         ([(0, spine_y(700) - 42, 700), (0, spine_y(620) - 34, 620), (1, back, 560), split],
          windpipe),
         ([split, split + (-24, 0, -14), split + (-48, 4, -26), split + (-66, 12, -48)],
@@ -275,10 +309,10 @@ def _chest(canvas, palette, trunk, rng) -> None:
     canvas.tube(line, wide, palette["oesophagus"], room, rng.uniform(0.6, 1.2))
     if rng.uniform() < 0.5:
         canvas.tube(line[: rng.integers(3, 8)], wide * 0.4, palette["air"], room)
-    for line, radius in lines:
-        canvas.tube(line, np.asarray(radius) + 1.8, palette["airwall"], room)
-    for line, radius in lines:
-        canvas.tube(line, radius, palette["air"])
+    for way, radius in lines:
+        canvas.tube(way, np.asarray(radius) + 1.8, palette["airwall"], room)
+    for way, radius in lines:
+        canvas.tube(way, radius, palette["air"])
     for side in (-1, 1):
         lobe = np.array([side * 19, spine_y(630) - 36, 628]) + rng.normal(0, 2, 3)
         canvas.fill(
@@ -306,7 +340,7 @@ def _chest(canvas, palette, trunk, rng) -> None:
         )
 
 
-def _nodes(canvas, palette, trunk, rng) -> None:
+def _nodes(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator) -> None:
     """Round things of blood's density that stay dark: nodes beside vessels, and elsewhere."""
     fatty = np.isin(canvas.tissue, [palette["fat"], palette["strand"]])
     low, high = float(canvas.z.min()), float(canvas.z.max())

@@ -70,7 +70,10 @@ def make_patient(config: PhantomConfig, index: int) -> Patient:
 def make_chest(config: PhantomConfig, index: int) -> Patient:
     """A low-dose chest series as in a lung screening trial: noisy, thin, plain, alone."""
     protocol = scanner.draw_protocol(
-        generator(config.seed, "chest", index, "protocol"), config.chest_noise_hu, (2.0, 2.5)
+        generator(config.seed, "chest", index, "protocol"),
+        config.chest_noise_hu,
+        (2.0, 2.5),
+        (0.3, 0.8),
     )
     return _make(config, index, "chest", protocol, ("plain",))
 
@@ -122,7 +125,7 @@ def _make(
         texture = 0.7 * trunk.fine + 0.5 * trunk.grain
 
     labels = palette.labels[canvas.tissue][extra : extra + scan[0]]
-    furniture = scanner.draw_furniture(rng("table"), (labels > 0).any(axis=0), spacing)
+    furniture = scanner.draw_furniture(rng("table"), np.any(labels > 0, axis=0), spacing)
     volumes: dict[Phase, Volume] = {}
     motions: dict[Phase, Array] = {}
     origin = (-pixel * (matrix - 1) / 2, -pixel * (matrix - 1) / 2, round(height - 1000, 2))

@@ -31,16 +31,19 @@ class Protocol:
 
 
 def draw_protocol(
-    rng: Generator, noise_hu: tuple[float, float], slice_mm: tuple[float, float]
+    rng: Generator,
+    noise_hu: tuple[float, float],
+    slice_mm: tuple[float, float],
+    grain_per_mm: tuple[float, float] = (0.16, 0.5),
 ) -> Protocol:
-    """A scanner and its settings."""
+    """A scanner and its settings, each drawn from its span."""
     return Protocol(
         fov_mm=rng.uniform(290, 500),
         slice_mm=round(rng.uniform(*slice_mm), 2),
         noise_hu=rng.uniform(*noise_hu),
         blur_mm=rng.uniform(0.4, 1.15),
         overlap=rng.uniform(0.0, 0.22),
-        grain_per_mm=rng.uniform(0.16, 0.42),
+        grain_per_mm=rng.uniform(*grain_per_mm),
         circle=bool(rng.uniform() < 0.5),
         stored_padding=int(rng.choice([-2000, -2048, -1500])),
     )
@@ -57,7 +60,7 @@ def draw_motion(
         float32 [Z, h, w, 3] at every ``MOTION_STEP``-th pixel; the largest length is ``peak_mm``.
     """
     coarse = tuple(-(-n // MOTION_STEP) + 1 for n in shape[1:])
-    grid = (shape[0], *coarse)
+    grid = (shape[0], coarse[0], coarse[1])
     counts = [4 + int(n * step / 90) for n, step in zip(shape, spacing, strict=True)]
     parts = [weight * spread(rng.standard_normal(counts, np.float32), grid)
              for weight in (1.0, 0.6, 0.45)]  # fmt: skip

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dyefreenet.data.phantom.canvas import Array, Canvas
 from dyefreenet.data.phantom.tissue import Palette
@@ -83,8 +84,8 @@ def paint_trunk(canvas: Canvas, palette: Palette, rng: Generator, fat_mm: float)
         depth = np.maximum(depth, _thighs(x, y, z))
     if z.max() > 480:
         depth = np.maximum(depth, _shoulders(canvas, rng))
-    depth += 2.0 * grain
-    fat = fat_mm * _fat_shape(x, y, distance, z, rng)
+    depth = (depth + 2.0 * grain).astype(np.float32)
+    fat = np.float32(fat_mm) * _fat_shape(x, y, distance, z, rng)
     if z.max() > 560:
         fat *= np.clip((660 - z) / 100, 0.35, 1)  # the neck is lean
     if rng.uniform() < 0.5:
@@ -286,8 +287,8 @@ def _spine(
     level = np.interp(heights, [-160, 300, 600, 720], [35, 33, 19, 16])
     count = (np.cumsum(1 / level) + rng.uniform()).astype(np.float32)[index]
     phase = count % 1
-    size = np.interp(heights, [0, 150, 300, 450, 600, 720], [24, 24, 21, 17, 13, 11])
-    size = (size * rng.uniform(0.92, 1.12)).astype(np.float32)[index]
+    widths = np.interp(heights, [0, 150, 300, 450, 600, 720], [24, 24, 21, 17, 13, 11])
+    size = (widths * rng.uniform(0.92, 1.12)).astype(np.float32)[index]
     upright = z > 108
 
     back = np.abs(x)
@@ -330,7 +331,9 @@ def _spine(
     tissue[holes & (sacrum > 0)] = palette["fat"]
 
 
-def _capsule(canvas: Canvas, start: tuple, stop: tuple, radius: float, end: float | None = None):
+def _capsule(
+    canvas: Canvas, start: ArrayLike, stop: ArrayLike, radius: float, end: float | None = None
+) -> tuple[tuple[slice, ...], Array] | None:
     """Bounding box and mm inside a capsule, both ends in canonical mm; None off the grid."""
     a, b = np.asarray(start, float), np.asarray(stop, float)
     end = radius if end is None else end
@@ -368,9 +371,13 @@ def _pelvis(canvas: Canvas, palette: Palette, rng: Generator, speck: Array, grai
         part[wing > 0] = palette["cortex"]
         part[wing > 2.4 * (1 + 0.3 * speck)] = palette["marrow"]
 
-        def place(start, stop, radius, end=None, thick=2.5, side=side):
-            mirror = np.array([side, 1, 1])
-            capsule = _capsule(canvas, mirror * start, mirror * stop, radius, end)
+        def place(
+            start: ArrayLike, stop: ArrayLike, radius: float, end: float | None = None,
+            thick: float = 2.5, mirror: NDArray[Any] = np.array([side, 1, 1]),  # noqa: B008
+        ) -> None:  # fmt: skip
+            capsule = _capsule(
+                canvas, mirror * np.asarray(start), mirror * np.asarray(stop), radius, end
+            )
             if capsule is not None:
                 _bone(canvas, palette, capsule[1], capsule[0], thick, speck)
 
@@ -395,7 +402,10 @@ def _chest_bones(canvas: Canvas, palette: Palette, rng: Generator, speck: Array)
     if canvas.z.max() < 375:
         return
 
-    def place(start, stop, radius, end=None, thick=2.0):
+    def place(
+        start: ArrayLike, stop: ArrayLike, radius: float, end: float | None = None,
+        thick: float = 2.0,
+    ) -> None:  # fmt: skip
         capsule = _capsule(canvas, start, stop, radius, end)
         if capsule is not None:
             _bone(canvas, palette, capsule[1], capsule[0], thick, speck)
@@ -442,16 +452,16 @@ def _psoas(canvas: Canvas, palette: Palette, rng: Generator, grain: Array) -> No
         line = [(20, 60, 70), (55, 55, 45), (110, 30, 25)]
         canvas.tube([(side * a, b, c) for a, b, c in line], 9 * size, muscle, free)
         # Round muscles in the fat of the groin, beside its vessels.
-        for line, radius in (
+        for course, radius in (
             ([(122, -58, 135), (108, -70, 60), (96, -76, 0), (62, -70, -100)], 9),
             ([(100, -56, 45), (98, -64, 0), (98, -62, -120)], 14),
             ([(132, -40, 110), (140, -36, 40), (142, -24, -60)], 13),
             ([(52, -48, -5), (72, -42, -30), (96, -20, -70)], 11),
         ):
             thick = radius * rng.uniform(0.7, 1.25)
-            points = np.array([(side * a, b, c) for a, b, c in line]) + rng.normal(0, 4, 3)
-            canvas.tube(points, thick + rng.uniform(1.5, 5), palette["fat"], free)
-            canvas.tube(points, thick, muscle, free, rng.uniform(0.6, 1.1))
+            round_line = np.array([(side * a, b, c) for a, b, c in course]) + rng.normal(0, 4, 3)
+            canvas.tube(round_line, thick + rng.uniform(1.5, 5), palette["fat"], free)
+            canvas.tube(round_line, thick, muscle, free, rng.uniform(0.6, 1.1))
         line = [(60, 10, 30), (58, 20, -5), (70, 30, -40)]
         canvas.tube([(side * a, b, c) for a, b, c in line], 9 * size, muscle, free, 1.4)
 

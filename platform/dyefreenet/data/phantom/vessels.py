@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dyefreenet.data.phantom.canvas import Canvas, smooth_line
 from dyefreenet.data.phantom.tissue import Palette
 from dyefreenet.data.phantom.trunk import Trunk, spine_y
 
+Mask = NDArray[np.bool_]
 Points = NDArray[np.float64]
+Jitter = Callable[..., Points]  # positions, each moved a little
 
 
 def paint_vessels(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator) -> None:
@@ -62,7 +66,14 @@ def _course(rng: Generator) -> dict[str, Points]:
     return {"line": line, "fork": line[0], "top": line[11:15]}
 
 
-def _arteries(canvas, palette, trunk, rng, free, course) -> None:
+def _arteries(
+    canvas: Canvas,
+    palette: Palette,
+    trunk: Trunk,
+    rng: Generator,
+    free: Mask,
+    course: dict[str, Points],
+) -> None:
     line, fork = course["line"], course["fork"]
     radius = rng.uniform(7.0, 13.0)
     taper = np.interp(line[:, 2], [150, 300, 420, 520], [0.82, 1.0, 1.15, 1.25])
@@ -78,7 +89,7 @@ def _arteries(canvas, palette, trunk, rng, free, course) -> None:
             radii = radii * (1 - 0.5 * bulge / (1 + bulge))
     small = palette["small_artery"]
 
-    def jittered(*points: tuple[float, float, float], by: float = 3.0) -> Points:
+    def jittered(*points: ArrayLike, by: float = 3.0) -> Points:
         line = np.array(points, float)
         line[1:] += rng.normal(0, by, line[1:].shape)
         return line
@@ -88,7 +99,7 @@ def _arteries(canvas, palette, trunk, rng, free, course) -> None:
         part = line[:11]
         return np.array([np.interp(z, part[:, 2], part[:, i]) for i in range(2)] + [z])
 
-    def beside(tissue: int, points: Points, radius) -> None:
+    def beside(tissue: int, points: Points, radius: ArrayLike) -> None:
         """An artery in the abdomen: it runs in fat, beside organs and bowel."""
         canvas.tube(points, radius, tissue, free)
 
@@ -190,21 +201,28 @@ def _arteries(canvas, palette, trunk, rng, free, course) -> None:
         breast = jittered((s * 32, -20, 575), (s * 20, -66, 530), (s * 18, -80, 440), by=1.5)
         canvas.tube(breast, 1.3, small, free)
     # Coronary arteries: in the heart's fat, thin.
-    for aim in ((40, -34, -12), (44, 6, 0), (-40, -20, -10)):
+    for way in ((40, -34, -12), (44, 6, 0), (-40, -20, -10)):
         at = line[-1] + (0, -6, 0)
-        twig = np.array([at, at + np.array(aim) * 0.6 + (0, -8, 8), at + aim])
+        twig = np.array([at, at + np.array(way) * 0.6 + (0, -8, 8), at + way])
         canvas.tube(twig, 1.8, small, free)
         if rng.uniform() < 0.35:
-            _calcium(canvas, palette, rng, twig, np.full(3, 0.5), rng.integers(1, 6))
+            _calcium(canvas, palette, rng, twig, np.full(3, 0.5), int(rng.integers(1, 6)))
 
     if rng.uniform() < 0.6:
         amount = rng.uniform(0.2, 1.6)
-        for path, r in plaque_lines:
+        for path, wall in plaque_lines:
             length = float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
-            _calcium(canvas, palette, rng, path, r, rng.poisson(amount * length / 22))
+            _calcium(canvas, palette, rng, path, wall, int(rng.poisson(amount * length / 22)))
 
 
-def _calcium(canvas, palette, rng, points, radii, count) -> None:
+def _calcium(
+    canvas: Canvas,
+    palette: Palette,
+    rng: Generator,
+    points: ArrayLike,
+    radii: ArrayLike,
+    count: int,
+) -> None:
     """Plaque on the wall, flat along it, each of its own density."""
     if not count:
         return
@@ -227,11 +245,18 @@ def _calcium(canvas, palette, rng, points, radii, count) -> None:
             canvas.tissue[box][np.broadcast_to(near, (len(z), *near.shape))] = dense
 
 
-def _veins(canvas, palette, trunk, rng, free, course) -> None:
+def _veins(
+    canvas: Canvas,
+    palette: Palette,
+    trunk: Trunk,
+    rng: Generator,
+    free: Mask,
+    course: dict[str, Points],
+) -> None:
     flat = rng.uniform(0.45, 1.05)
     size = rng.uniform(0.75, 1.2)
 
-    def jittered(*points: tuple[float, float, float], by: float = 3.0) -> Points:
+    def jittered(*points: ArrayLike, by: float = 3.0) -> Points:
         return np.array(points, float) + rng.normal(0, by, (len(points), 3))
 
     x0 = course["fork"][0] - 27
@@ -259,10 +284,10 @@ def _veins(canvas, palette, trunk, rng, free, course) -> None:
         canvas.tube(path, 3.0 * size, palette["vein"], free)  # saphenous
         # Renal veins: the left passes before the aorta.
         left_y = course["line"][3][1] - 14
-        path = [(x0, spine_y(245) - 33, 246), (s * 44, spine_y(240) - 14, 240)]
+        renal = [(x0, spine_y(245) - 33, 246), (s * 44, spine_y(240) - 14, 240)]
         if s > 0:
-            path.insert(1, (course["line"][3][0], left_y, 250))
-        canvas.tube(jittered(*path, by=2), 4.5 * size, palette["renal_vein"], free)
+            renal.insert(1, (course["line"][3][0], left_y, 250))
+        canvas.tube(jittered(*renal, by=2), 4.5 * size, palette["renal_vein"], free)
         path = jittered((s * 34, 8, 240), (s * 40, 8, 190), (s * 46, -2, 130), by=2)
         canvas.tube(path, 1.8, palette["vein"], free)  # gonadal
     canvas.tube(lower, 10.5 * size, palette["ivc"], free, flat)
@@ -288,14 +313,16 @@ def _veins(canvas, palette, trunk, rng, free, course) -> None:
             canvas.tube(np.array([tip, tip + rng.normal(0, 16, 3)]), 2.0, palette["portal"], free)
     for _ in range(rng.integers(4, 12)):  # veins of the mesentery beside their arteries
         at = smv[rng.integers(0, 3)]
-        aim = rng.normal(0, 1, 3) * (34, 10, 20) + (0, -10, -8)
-        canvas.tube(jittered(tuple(at), tuple(at + aim / 2), tuple(at + aim), by=3), 2.2,
+        branch = rng.normal(0, 1, 3) * (34, 10, 20) + (0, -10, -8)
+        canvas.tube(jittered(tuple(at), tuple(at + branch / 2), tuple(at + branch), by=3), 2.2,
                     palette["portal"], free)  # fmt: skip
     if canvas.z.max() > 380:
         _chest_veins(canvas, palette, rng, free, jittered, size)
 
 
-def _chest_veins(canvas, palette, rng, free, jittered, size) -> None:
+def _chest_veins(
+    canvas: Canvas, palette: Palette, rng: Generator, free: Mask, jittered: Jitter, size: float
+) -> None:
     inflow = palette["arm_vein"]
     svc = jittered((-36, -18, 436), (-32, -22, 470), (-30, -24, 505), (-28, -28, 535), by=2)
     canvas.tube(svc, 8.5 * size, palette["right_blood"], free)
@@ -311,14 +338,14 @@ def _chest_veins(canvas, palette, rng, free, jittered, size) -> None:
         canvas.tube(path, rng.uniform(3, 7.5), palette["vein"], free)
         path = jittered((s * 30, -66, 570), (s * 36, -66, 620), (s * 44, -50, 690), by=2)
         canvas.tube(path, rng.uniform(1.5, 3.5), palette["vein"], free)
-    path = [(-4, spine_y(z) - 19, z) for z in (300, 360, 420, 480)] + [
+    azygos = [(-4, spine_y(z) - 19, z) for z in (300, 360, 420, 480)] + [
         (-24, 0, 498),
         (-30, -20, 494),
     ]
-    canvas.tube(jittered(*path, by=1.2), rng.uniform(2, 4.5), palette["vein"], free)  # azygos
+    canvas.tube(jittered(*azygos, by=1.2), rng.uniform(2, 4.5), palette["vein"], free)  # azygos
 
 
-def _lung_vessels(canvas, palette, rng) -> None:
+def _lung_vessels(canvas: Canvas, palette: Palette, rng: Generator) -> None:
     """Pulmonary trunk, its arteries, veins to the left atrium, and trees in both lungs."""
     blood, left = palette["lung_blood"], palette["left_blood"]
     room = canvas.z > 330
@@ -356,7 +383,7 @@ def _lung_vessels(canvas, palette, rng) -> None:
                 canvas.tube(np.array([at, tip]), np.array([r * 0.5, 0.6]), blood, lung)
 
 
-def _scattered(canvas, palette, trunk, rng) -> None:
+def _scattered(canvas: Canvas, palette: Palette, trunk: Trunk, rng: Generator) -> None:
     """Small veins under the skin and between muscles: present everywhere, never bright."""
     soft = np.isin(canvas.tissue, [palette[n] for n in ("fat", "strand", "muscle")])
     low, high = float(canvas.z.min()), float(canvas.z.max())
