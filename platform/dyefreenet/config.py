@@ -165,6 +165,7 @@ class Recipe(Frozen):
     refine: CascadeStageConfig = CascadeStageConfig(lr=5e-5, decay_epoch=17, epochs=20)
     unet: BaselineConfig = BaselineConfig(adversarial_weight=0.0, mse_weight=1.0)
     pix2pix: BaselineConfig = BaselineConfig(mse_weight=0.0, l1_weight=100.0)
+    baselines: bool = True  # also train U-Net and U-Net+Pix2Pix (E2)
     ablation: bool = True  # also train the primary without SSL (E4)
     evaluate: EvaluateConfig = EvaluateConfig()
 

@@ -54,6 +54,8 @@ def steps_of(recipe: Recipe) -> list[Step]:
     for name in TRAINED:
         if name == "primary_scratch" and not recipe.ablation:
             continue
+        if name in ("unet", "pix2pix") and not recipe.baselines:
+            continue
         section = name.removesuffix("_scratch")
         config = {section: values[section], "grid": values["grid"], "seed": recipe.seed}
         if section in ("ssl", *parents):

@@ -35,52 +35,53 @@ def paper() -> Recipe:
 def demo() -> Recipe:
     """The whole cascade on a made-up archive, in minutes on 2 CPU cores.
 
-    Small networks, a residual output and learning rates a hundred times the paper's make up for
-    having minutes where the paper had days; the sweep says how each matters.
+    Small networks that predict what the contrast agent adds, and learning rates a hundred times the
+    paper's, make up for having minutes where the paper had days. L1 keeps edges, and vessels weigh
+    more than the noise that no method can predict.
     """
-    generator = GeneratorConfig(base=8, levels=4, norm="batch", residual=True)
-    common = {
-        "crop": 192,
-        "batch": 4,
+    generator = GeneratorConfig(base=8, levels=4, residual=True)
+    common: dict[str, Any] = {
+        "lr": 2e-3,
         "weight_decay": 0.0,
         "decay": "cosine",
-        "lr": 2e-3,
+        "epochs": 2,
+        "batch": 4,
+        "crop": 192,
     }
-    gan = common | {
-        "adversarial_weight": 0.02,
-        "vessel_weight": 4.0,
-        "discriminator_base": 16,
-    }
-    cascade = gan | {"mse_weight": 20.0, "perceptual_weight": 0.05}
+    pixel = common | {"mse_weight": 10.0, "l1_weight": 5.0, "vessel_weight": 4.0}
+    gan = pixel | {"adversarial_weight": 0.02, "discriminator_base": 16}
+    fair = {"generator": generator, "slices": 3, "half": True}
     return Recipe(
         name="demo",
         phantom=PhantomConfig(patients=30, chests=4, matrix=(256,), slices=28),
         generator=generator,
         grid=GridConfig(pixel_mm=1.5, size=256, upsample="enhancement"),
         ingest=IngestConfig(validation=0.12, test=0.2),
-        ssl=SslConfig(**(common | {"epochs": 1, "batch": 2, "head": "pooled", "lr": 1e-3})),
-        primary=CascadeStageConfig(**(cascade | {"epochs": 2})),
-        refine=CascadeStageConfig(**(cascade | {"epochs": 2, "lr": 1e-3})),
-        unet=BaselineConfig(
-            **(
-                common
-                | {"epochs": 2, "adversarial_weight": 0.0, "mse_weight": 20.0, "vessel_weight": 4.0}
-                | {"slices": 3, "half": True, "generator": generator}
-            )
-        ),
-        pix2pix=BaselineConfig(
-            **(
-                gan
-                | {"epochs": 2, "mse_weight": 0.0, "l1_weight": 10.0, "slices": 3, "half": True}
-                | {"generator": generator}
-            )
-        ),
+        ssl=SslConfig(**(common | {"epochs": 1, "batch": 2, "lr": 1e-3}), head="pooled"),
+        primary=CascadeStageConfig(**gan, perceptual_weight=0.05),
+        refine=CascadeStageConfig(**(gan | {"lr": 1e-3}), perceptual_weight=0.05),
+        unet=BaselineConfig(**pixel, **fair, adversarial_weight=0.0),
+        pix2pix=BaselineConfig(**(gan | {"mse_weight": 0.0, "l1_weight": 10.0}), **fair),
     )
 
 
 def real() -> Recipe:
-    """For generation over real CT: SSL on made-up and real chest series, pairs from the phantom."""
-    return demo().model_copy(update={"name": "real"})
+    """For generation over real CT: many more made-up patients, and SSL on real chest CT beside.
+
+    About an hour on 2 CPU cores. The perceptual term, which doubles the time of a step, makes way
+    for twice as many steps; baselines are left to ``demo``.
+    """
+    values = demo().model_dump()
+    values |= {"name": "real", "baselines": False, "ablation": False}
+    values["phantom"] |= {"patients": 240, "chests": 12, "slices": 16}
+    values["ingest"] |= {
+        "plain": ("../shared/data/nlst_101287_lowdose_nc",),
+        "validation": 0.06,
+        "test": 0.06,
+    }
+    values["primary"] |= {"perceptual_weight": 0.0, "epochs": 6}
+    values["refine"] |= {"perceptual_weight": 0.0, "epochs": 5}
+    return Recipe.model_validate(values)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "paper": paper, "real": real}
