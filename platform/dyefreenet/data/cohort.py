@@ -95,6 +95,8 @@ def evidence(row: SeriesRow) -> tuple[Phase | None, str]:
         timed = _phase_at(seconds)
         if timed and words <= {timed, "contrast"}:
             return timed, f"scanned {seconds:.0f} s after the contrast agent"
+        if seconds is not None and seconds <= 0 and words == {"plain"}:
+            return "plain", "series description, and scanned before the contrast agent"
         named = words - {"contrast"}
         if not timed and len(named) == 1 and "plain" not in named:
             return cast(Phase, named.pop()), "series description, and a contrast agent"
