@@ -1,0 +1,430 @@
+"""From archives to shards: what goes in is known, so what comes out is, voxel by voxel."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import SimpleITK as sitk
+
+from dyefreenet.config import GridConfig, IngestConfig
+from dyefreenet.data.archive import scan, short_hash
+from dyefreenet.data.cohort import pair
+from dyefreenet.data.ingest import (
+    Job,
+    body_middle,
+    covered,
+    fit,
+    in_plane,
+    ingest,
+    make_shards,
+    nearest,
+    weights,
+    window_start,
+)
+from dyefreenet.data.shards import read_slab
+from dyefreenet.data.volume import Volume
+from dyefreenet.errors import InputError, SeriesError
+from dyefreenet.store import Folder
+
+# Patients whose hashes fall on each side of a split of 0.3 and 0.3.
+EVERY_SIDE = ("A", "B", "C", "D", "E", "F")
+SPLIT = {"validation": 0.3, "test": 0.3}
+
+
+def scene(seed: int, depth: int = 5, height: int = 40, width: int = 48) -> np.ndarray:
+    """A soft body of its own noise in air, [Z, H, W]."""
+    rng = np.random.default_rng(seed)
+    hu = np.full((depth, height, width), -1000)
+    hu[:, 8:-8, 6:-6] = rng.integers(0, 80, (depth, height - 16, width - 12))
+    return hu
+
+
+@pytest.fixture
+def patient(write_ct):
+    """Writes one patient's plain and arterial series; returns their HU."""
+
+    def write(
+        root: Path, name: str, seed: int = 0, depth: int = 5
+    ) -> tuple[np.ndarray, np.ndarray]:
+        plain = scene(seed, depth)
+        contrast = plain.copy()
+        contrast[:, 18:22, 20:24] += 250
+        shared = {"PatientID": name, "StudyInstanceUID": f"1.{seed}", "PixelRepresentation": 1}
+        for number, (hu, words) in enumerate([(plain, "NATIV"), (contrast, "ART")]):
+            uid = f"1.{seed}.{number}"
+            folder = root / name / str(number)
+            write_ct(folder, hu, SeriesInstanceUID=uid, SeriesDescription=words, **shared)
+        return plain, contrast
+
+    return write
+
+
+def stacked(folder: Path, records: list[dict], what: str) -> np.ndarray:
+    """The core slices of a pair, put together again."""
+    slabs = [read_slab((folder / one["path"]).read_bytes()) for one in records]
+    slabs.sort(key=lambda slab: slab.first)
+    parts = [getattr(slab, what) for slab in slabs]
+    return np.concatenate([part[1:-1] if what != "labels" else part for part in parts])
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# ---- onto the grid -------------------------------------------------------------------------------
+
+
+def test_halving_averages_areas():
+    array = np.arange(3 * 4 * 6, dtype=np.int16).reshape(3, 4, 6) * 10
+    expected = array.reshape(3, 2, 2, 3, 2).mean(axis=(2, 4))
+    np.testing.assert_array_equal(in_plane(array, (0.8, 0.8), 1.6), expected)
+
+
+def test_shrinking_keeps_the_mean_and_a_constant():
+    rng = np.random.default_rng(0)
+    array = rng.integers(-1000, 1000, (2, 60, 80)).astype(np.int16)
+    out = in_plane(array, (0.7, 0.7), 1.0)
+    assert out.shape == (2, 42, 56)
+    assert out.mean() == pytest.approx(array.mean(), abs=2.0)
+    assert np.unique(in_plane(np.full((2, 60, 80), 37, np.int16), (0.7, 0.7), 1.3)).tolist() == [37]
+
+
+def test_growing_is_linear_between_centres():
+    ramp = np.tile(np.arange(8, dtype=np.int16) * 100, (1, 4, 1))
+    out = in_plane(ramp, (1.0, 1.0), 0.5)
+    assert out.shape == (1, 8, 16)
+    np.testing.assert_array_equal(out[0, 0, 1:-1], np.arange(14) * 50 + 25)
+
+
+@pytest.mark.parametrize(("step", "target"), [(0.7, 1.3), (1.0, 0.6), (0.5, 0.5), (0.9, 2.5)])
+def test_weights_sum_to_one_and_keep_the_middle_in_the_middle(step, target):
+    table = weights(50, step, target)
+    np.testing.assert_allclose(table.sum(axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(table, table[::-1, ::-1], atol=1e-6)
+    assert len(nearest(50, step, target)) == len(table)
+
+
+def test_labels_take_the_nearest_and_invent_none():
+    labels = np.tile(np.array([0, 0, 7, 7, 7, 2], np.uint8), (2, 6, 1))
+    out = in_plane(labels, (1.0, 1.0), 0.5)
+    assert out.dtype == np.uint8
+    np.testing.assert_array_equal(out[0, 0], np.repeat([0, 0, 7, 7, 7, 2], 2))
+
+
+def test_the_same_size_is_left_alone():
+    hu = scene(0).astype(np.int16)[:, :, :40]
+    assert window_start(hu, 40) == (0, 0)
+    np.testing.assert_array_equal(fit(hu, 40, (0, 0)), hu)
+
+
+def test_a_smaller_image_gets_air_on_either_side():
+    hu = np.full((2, 4, 6), 5, np.int16)
+    out = fit(hu, 8, window_start(hu, 8))
+    assert out.shape == (2, 8, 8)
+    assert (out[:, 2:6, 1:7] == 5).all() and (out == 5).sum() == hu.size
+    assert out.min() == -1024
+    assert fit(hu.astype(np.uint8), 8, (-2, -1)).min() == 0
+
+
+def test_a_larger_image_is_cut_around_the_body_and_not_beyond_its_edge():
+    hu = np.full((4, 200, 200), -1000, np.int16)
+    hu[:, 100:160, 40:100] = 30
+    hu[:, 190:192, :] = -200  # the sheet of a table
+    assert body_middle(hu) == (130.0, 70.0)
+    assert window_start(hu, 100) == (80, 20)
+    hu[:, 140:200] = 30  # now the body touches the lower edge
+    assert window_start(hu, 100)[0] == 100
+
+
+def test_an_image_of_air_is_cut_in_the_middle():
+    assert window_start(np.full((3, 60, 80), -1000, np.int16), 40) == (10, 20)
+
+
+# ---- one pair ------------------------------------------------------------------------------------
+
+
+def job_of(folder: Path) -> Job:
+    ((one,), _) = pair(scan(str(folder)), "arterial")
+    return Job(one.plain, one.contrast, "arterial", "train")
+
+
+def test_shards_hold_the_hu_of_the_files(patient, tmp_path):
+    plain, contrast = patient(tmp_path, "A", seed=3)
+    made = make_shards(job_of(tmp_path), IngestConfig(slab=2), GridConfig(size=48))
+    assert [(name[-13:], slices) for name, slices, _ in made.files] == [
+        ("-0000.parquet", 2),
+        ("-0001.parquet", 2),
+        ("-0002.parquet", 1),
+    ]
+    slab = read_slab(made.files[0][2])
+    assert slab.spacing == (2.5, 0.8, 0.7)
+    assert slab.patient == short_hash("A") and slab.phase == "arterial"
+    np.testing.assert_array_equal(slab.plain[1:, 4:44], plain[:3])
+    np.testing.assert_array_equal(slab.contrast[1:, 4:44], contrast[:3])
+    assert made.row["slices"] == 5 and made.row["body_dice"] == 1.0
+    assert made.row["source"] == "real"
+
+
+def test_pixels_are_brought_to_the_asked_size(patient, tmp_path):
+    patient(tmp_path, "A")
+    made = make_shards(job_of(tmp_path), IngestConfig(), GridConfig(pixel_mm=1.4, size=24))
+    slab = read_slab(made.files[0][2])
+    assert slab.spacing == (2.5, 1.4, 1.4)
+    assert slab.plain.shape == slab.contrast.shape == (7, 24, 24)
+
+
+def test_slices_that_contrast_does_not_reach_are_left_out(ct, patient, tmp_path):
+    plain, _ = patient(tmp_path, "A", depth=8)
+    for path in sorted((tmp_path / "A" / "1").glob("*.dcm"))[:3]:
+        path.unlink()
+    made = make_shards(job_of(tmp_path), IngestConfig(), GridConfig(size=48))
+    slab = read_slab(made.files[0][2])
+    assert made.row["slices"] == 5
+    np.testing.assert_array_equal(slab.plain[1:-1, 4:44], plain[3:])
+
+
+def test_what_one_scan_did_not_measure_is_air_in_both(write_ct, tmp_path):
+    plain, contrast = scene(1), scene(1) + 10
+    contrast[:, :, :10] = -3024
+    for number, (hu, words) in enumerate([(plain, "NATIV"), (contrast, "ART")]):
+        write_ct(
+            tmp_path / str(number),
+            hu,
+            SeriesInstanceUID=f"1.{number}",
+            SeriesDescription=words,
+            PixelRepresentation=1,
+        )
+    slab = read_slab(make_shards(job_of(tmp_path), IngestConfig(), GridConfig(size=48)).files[0][2])
+    assert (slab.plain[:, :, :10] == -1024).all() and (slab.contrast[:, :, :10] == -1024).all()
+    np.testing.assert_array_equal(slab.plain[1:-1, 4:44, 10:], plain[:, :, 10:])
+
+
+def test_truth_rides_along_on_the_same_grid(patient, tmp_path):
+    patient(tmp_path / "dicom", "A")
+    job = job_of(tmp_path / "dicom")
+    labels = (np.arange(5 * 40 * 48).reshape(5, 40, 48) % 5).astype(np.uint8)
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-10, -20, 100))
+    (tmp_path / "truth").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "truth" / f"{job.plain.key}.nii.gz"))
+    truth = Folder(str(tmp_path / "truth"))
+    made = make_shards(job, IngestConfig(), GridConfig(size=48), truth)
+    np.testing.assert_array_equal(read_slab(made.files[0][2]).labels[:, 4:44], labels)
+
+
+def test_too_small_an_overlap_is_refused():
+    padding = np.ones((6, 4, 4), np.bool_)
+    padding[2:4] = False
+    volume = Volume(np.zeros((6, 4, 4), np.int16), (1.0, 1.0, 1.0), padding=padding)
+    with pytest.raises(SeriesError, match="share 2 slices"):
+        covered(volume)
+
+
+# ---- whole archives ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(patient, write_ct, tmp_path) -> Path:
+    """Six pairs, one plain series without partner, one pair with a missing slice, one scout."""
+    root = tmp_path / "archive"
+    for seed, name in enumerate(EVERY_SIDE, start=1):
+        patient(root, name, seed=seed)
+    write_ct(
+        root / "lone",
+        scene(90),
+        SeriesInstanceUID="1.90",
+        PatientID="lone",
+        SeriesDescription="NATIV",
+    )
+    patient(root, "gap", seed=91)
+    (root / "gap" / "1" / "0003.dcm").unlink()
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.92"}
+    write_ct(root / "scout", scene(92)[:1], **scout)
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def run(archive: Path, target: Path, **changes) -> dict:
+    return ingest(
+        IngestConfig(**(SPLIT | {"slab": 2} | changes)),
+        GridConfig(size=48),
+        paired=[Folder(str(archive))],
+        target=Folder(str(target)),
+    )
+
+
+def check_books(folder: Path, facts: dict) -> None:
+    slabs = Folder(str(folder)).read_json("slabs.json")
+    pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
+    excluded = pq.read_table(folder / "excluded.parquet").to_pylist()
+    plain = pq.read_table(folder / "plain.parquet").to_pylist()
+    assert facts["pairs"] == len(pairs) == 6
+    assert {row["split"] for row in pairs} == {"train", "validation", "test"}
+    assert {row["patient"] for row in pairs} == {short_hash(name) for name in EVERY_SIDE}
+    assert [row["patient"] for row in plain] == [short_hash("lone")]
+    assert sorted(row["reason"] for row in excluded) == ["gap", "gap", "localizer"]
+    assert {row["patient"] for row in excluded if row["reason"] == "gap"} == {short_hash("gap")}
+    split_of_pair = {row["key"]: row["split"] for row in pairs} | {
+        row["key"]: "ssl" for row in plain
+    }
+    assert {slab["pair"]: slab["split"] for slab in slabs} == split_of_pair
+    assert sum(slab["slices"] for slab in slabs) == 7 * 5 == sum(facts["slices"].values())
+    assert facts["skipped_files"] == 1 and facts["excluded"] == {"gap": 2, "localizer": 1}
+    assert [slab["path"] for slab in slabs] == sorted(slab["path"] for slab in slabs)
+    names = {slab["path"] for slab in slabs}
+    assert names == {f"shards/{path.name}" for path in (folder / "shards").iterdir()}
+
+
+def test_an_archive_becomes_shards_and_books(archive, tmp_path):
+    facts = run(archive, tmp_path / "out")
+    check_books(tmp_path / "out", facts)
+    slabs = Folder(str(tmp_path / "out")).read_json("slabs.json")
+    key = short_hash("1.2.0")
+    records = [slab for slab in slabs if slab["pair"] == key]
+    plain = stacked(tmp_path / "out", records, "plain")
+    np.testing.assert_array_equal(plain[:, 4:44], scene(2))
+
+
+def test_a_second_run_writes_the_same_bytes(archive, tmp_path):
+    run(archive, tmp_path / "one")
+    run(archive, tmp_path / "two")
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_more_patients_move_nobody(archive, patient, tmp_path):
+    run(archive, tmp_path / "before")
+    for seed, name in enumerate(("N1", "N2", "N3"), start=40):
+        patient(archive, name, seed=seed)
+    run(archive, tmp_path / "after")
+    before, after = (
+        {
+            row["key"]: row["split"]
+            for row in pq.read_table(tmp_path / when / "pairs.parquet").to_pylist()
+        }
+        for when in ("before", "after")
+    )
+    assert len(after) == 9 and before.items() <= after.items()
+
+
+def test_plain_archives_go_to_ssl_but_not_those_of_held_out_patients(archive, write_ct, tmp_path):
+    run(archive, tmp_path / "first")
+    rows = pq.read_table(tmp_path / "first" / "pairs.parquet").to_pylist()
+    sides = {row["patient"]: row["split"] for row in rows}
+    extra = tmp_path / "nlst"
+    for seed, name in enumerate(EVERY_SIDE, start=60):
+        write_ct(
+            extra / name,
+            scene(seed),
+            SeriesInstanceUID=f"1.{seed}",
+            PatientID=name,
+            SeriesDescription="CHEST",
+        )
+    ingest(
+        IngestConfig(**SPLIT),
+        GridConfig(size=48),
+        paired=[Folder(str(archive))],
+        plain=[Folder(str(extra))],
+        target=Folder(str(tmp_path / "out")),
+    )
+    ssl = {row["patient"] for row in pq.read_table(tmp_path / "out/plain.parquet").to_pylist()}
+    train = {patient for patient, split in sides.items() if split == "train"}
+    assert ssl == train | {short_hash("lone")}
+    excluded = pq.read_table(tmp_path / "out/excluded.parquet").to_pylist()
+    held_out = {row["patient"] for row in excluded if row["reason"] == "held-out"}
+    assert held_out == set(sides) - train
+
+
+def test_nothing_written_names_a_patient(write_ct, tmp_path):
+    root = tmp_path / "CANARYpath"
+    for seed, name in enumerate(EVERY_SIDE):
+        for number, words in enumerate(("NATIV", "ART")):
+            write_ct(
+                root / f"{name}{number}",
+                scene(seed),
+                SeriesInstanceUID=f"1.777.{seed}.{number}",
+                StudyInstanceUID=f"1.777.{seed}",
+                PatientID=name,
+                PatientName="CANARY^A",
+                SeriesDescription=f"{words} CANARY",
+                InstitutionName="CANARY",
+            )
+    run(root, tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*"):
+        content = path.read_bytes() if path.is_file() else path.name.encode()
+        assert b"CANARY" not in content and b"1.777" not in content, path.name
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_no_pairs_says_what_was_found(write_ct, tmp_path):
+    for number, words in enumerate(("NATIV", "PORTAL", "CHEST")):
+        write_ct(
+            tmp_path / str(number),
+            scene(1),
+            SeriesInstanceUID=f"1.{number}",
+            SeriesDescription=words,
+        )
+    with pytest.raises(InputError) as error:
+        run(tmp_path, tmp_path / "out")
+    assert "found 3 series (1 of unknown phase, 1 plain, 1 portal)" in str(error.value)
+    assert "phases.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        ({"validation": 0.0, "test": 1.0}, "none in train"),
+        ({"validation": 0.0001, "test": 0.3}, "none in validation.*raise ingest.validation"),
+    ],
+)
+def test_an_empty_split_is_named(archive, tmp_path, share, message):
+    with pytest.raises(InputError, match=message):
+        run(archive, tmp_path / "out", **share)
+
+
+def test_pairs_that_all_fail_are_an_error_with_the_first_reason(patient, tmp_path):
+    for seed, name in enumerate(EVERY_SIDE):
+        patient(tmp_path / "archive", name, seed=seed)
+        (tmp_path / "archive" / name / "0" / "0003.dcm").unlink()
+    with pytest.raises(InputError, match=r"gap: step of 5\.00 mm"):
+        run(tmp_path / "archive", tmp_path / "out")
+
+
+# ---- on the cluster, last: from here on Ray runs -----------------------------------------------
+
+
+@pytest.mark.ray
+def test_the_cluster_writes_the_same_bytes(archive, tmp_path, cluster):
+    seen = []
+    config = IngestConfig(**SPLIT, slab=2)
+    facts = ingest(
+        config,
+        GridConfig(size=48),
+        paired=[Folder(str(archive))],
+        target=Folder(str(tmp_path)) / "out",
+        report=lambda done, total: seen.append((done, total)),
+    )
+    check_books(tmp_path / "out", facts)
+    assert seen == [(number, 8) for number in range(1, 9)]
+    pairs, _ = pair(scan(str(archive)), "arterial")
+    compared = 0
+    for one in pairs:
+        if one.patient == short_hash("gap"):
+            continue
+        here = make_shards(
+            Job(one.plain, one.contrast, "arterial", "train"), config, GridConfig(size=48)
+        )
+        for name, _, content in here.files:
+            assert (tmp_path / "out" / "shards" / name).read_bytes() == content
+            compared += 1
+    assert compared == 6 * 3
