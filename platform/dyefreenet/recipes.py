@@ -50,6 +50,7 @@ def demo() -> Recipe:
     }
     pixel = common | {"mse_weight": 10.0, "l1_weight": 5.0, "vessel_weight": 4.0}
     gan = pixel | {"adversarial_weight": 0.02, "discriminator_base": 16}
+    gan["discriminator_lr_factor"] = 0.1
     fair = {"generator": generator, "slices": 3, "half": True}
     return Recipe(
         name="demo",

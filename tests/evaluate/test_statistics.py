@@ -114,6 +114,11 @@ def test_an_interval_that_spans_zero_shows_no_difference():
     assert (alone["low"], alone["verdict"]) == (None, "no difference shown")
 
 
+def test_a_handful_of_patients_settles_nothing():
+    unet, refine = rows("unet", [30.0] * 5), rows("refine", [31.0] * 5)
+    assert differences(unet + refine, resamples=99)[0]["verdict"] == "too few patients"
+
+
 def test_two_exact_scans_do_not_differ():
     lines = differences(rows("unet", [math.inf, 30]) + rows("refine", [math.inf, 31]), resamples=99)
     assert lines[0]["mean"] == 0.5

@@ -120,15 +120,17 @@ def batches(
     lanes: range,
     crop: int | None = None,
     start: int = 0,
+    partners: bool = True,
 ) -> Iterator[Batch]:
     """One worker's part of each global batch, from step ``start`` on.
 
     Args:
         slabs: Decoded shards in the order of ``plan.paths(lanes, start)``.
         crop: Side of a random square, pixels; None: whole slices.
+        partners: False leaves every contrast slice out, where some slices have none.
 
     Yields:
-        ``plain`` and, where there is one, ``contrast``: int16 HU [lanes, 3, H, W].
+        ``plain`` and ``contrast``, int16 HU [lanes, 3, H, W].
     """
     queues: dict[int, Iterator[tuple[Slab, int]]] = {lane: iter(()) for lane in lanes}
     coming = iter(plan.groups(lanes, start))
@@ -143,7 +145,8 @@ def batches(
                 queues[lane] = _shuffled(plan, group, members, skip=max(step - group.first_step, 0))
                 sample = next(queues[lane])
             slab, z = sample
-            items.append(_windows(slab, z, crop, np.random.default_rng([plan.seed, step, lane])))
+            item = _windows(slab, z, crop, np.random.default_rng([plan.seed, step, lane]))
+            items.append(item if partners else {"plain": item["plain"]})
         yield _stack(items)
 
 
@@ -176,9 +179,7 @@ def _shuffled(
         yield samples[place]
 
 
-def _windows(
-    slab: Slab, z: int, crop: int | None, rng: np.random.Generator | None
-) -> Batch:
+def _windows(slab: Slab, z: int, crop: int | None, rng: np.random.Generator | None) -> Batch:
     """The 3-slice windows around core slice ``z``, cut to the same square."""
     where: tuple[slice, ...] = (slice(z, z + 3),)
     if crop is not None and rng is not None:

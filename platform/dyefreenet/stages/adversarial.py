@@ -23,7 +23,7 @@ def add_discriminator(state: TrainState, channels: int, config: AdversarialConfi
     """A new discriminator of plain and contrast slices, ``channels`` in all, and its Adam."""
     network = PatchDiscriminator(channels, config.discriminator_base, config.discriminator_norm)
     state.networks["discriminator"] = network
-    state.optimisers["discriminator"] = adam(network, config)
+    state.optimisers["discriminator"] = adam(network, config, config.discriminator_lr_factor)
 
 
 def take_weights(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

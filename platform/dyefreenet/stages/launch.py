@@ -188,10 +188,13 @@ def worker(payload: dict[str, Any]) -> None:
             ticker.put.remote(stage, step, plan.steps, f"{note}, {rate:.1f} slices/s")
 
     coming = batches(
-        plan, fetch(ingest, plan.paths(lanes, state.step)), lanes, config.crop, state.step
+        plan,
+        fetch(ingest, plan.paths(lanes, state.step)),
+        lanes,
+        config.crop,
+        state.step,
+        partners=not isinstance(config, SslConfig),
     )
-    if isinstance(config, SslConfig):  # some of its slices have no partner: leave all partners out
-        coming = ({"plain": batch["plain"]} for batch in coming)
     fit(
         spec.code,  # type: ignore[arg-type]  # a module with the functions of the protocol
         state,

@@ -69,7 +69,7 @@ def fit(
         epoch = state.step / epoch_steps
         for optimiser in state.optimisers.values():
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, epoch)
+                group["lr"] = learning_rate(config, epoch) * group["factor"]
         for name, term in stage.step(state, to_network(batch, grid, device), config, grid).items():
             sums[name] = sums[name] + term.detach() if name in sums else term.detach().clone()
         state.step += 1

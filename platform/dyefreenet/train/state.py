@@ -98,11 +98,16 @@ def load_weights(step: Folder, network: str = "generator") -> dict[str, Tensor]:
     return load_tensors(step.read(name), manifest["files"][name], f"{step}/{name}")
 
 
-def adam(network: nn.Module, config: OptimiserConfig) -> torch.optim.Adam:
-    """Adam as the paper has it (T1); fused, which a measurement found 11 times faster."""
+def adam(network: nn.Module, config: OptimiserConfig, factor: float = 1.0) -> torch.optim.Adam:
+    """Adam as the paper has it (T1); fused, which a measurement found 11 times faster.
+
+    Args:
+        factor: Of the learning rate, now and wherever the schedule takes it.
+    """
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
     return torch.optim.Adam(
-        [weight for weight in network.parameters() if weight.requires_grad],
-        lr=config.lr,
+        [{"params": weights, "factor": factor}],
+        lr=config.lr * factor,
         betas=config.betas,
         weight_decay=config.weight_decay,
         fused=True,

@@ -1,0 +1,421 @@
+"""Derived DICOM: its place is the source's to the letter, and nobody can take it for a real scan."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dyefreenet.data.dicom import Series, read_series
+from dyefreenet.errors import InputError, SeriesError
+from dyefreenet.generate.export import derive, derived_uid, write_series
+from dyefreenet.store import Folder
+
+MADE = {
+    "model_id": "demo refine",
+    "weights_sha256": "ab" * 32,
+    "phase": "arterial",
+    "made_on": datetime(2026, 11, 23, 18, 20),
+}
+PLACE = (
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+)
+STEP = 2.5
+
+
+def source(
+    folder: Path | None = None,
+    hu: np.ndarray | None = None,
+    syntax: str = ExplicitVRLittleEndian,
+    **attributes,
+) -> Series:
+    """A source with odd number strings, private tags, overlays and contrast attributes."""
+    hu = np.arange(4 * 6 * 8).reshape(4, 6, 8) * 5 - 500 if hu is None else hu
+    intercept = int(attributes.get("RescaleIntercept", "-1024"))
+    files = []
+    for number, image in enumerate(hu):
+        ds = FileDataset("", {}, preamble=b"\0" * 128, file_meta=FileMetaDataset())
+        ds.SOPClassUID = CTImageStorage
+        ds.SOPInstanceUID = f"1.2.3.4.{number + 1}"
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.3", "1.2.4", "1.9"
+        ds.SpecificCharacterSet = "ISO_IR 100"
+        ds.PatientName, ds.PatientID, ds.PatientSex = "Müller^Ä", "P1", "F"
+        ds.PatientBirthDate, ds.StudyDate, ds.StudyTime = "", "20200102", "101500"
+        ds.AccessionNumber, ds.StudyID, ds.ReferringPhysicianName = "A1", "S1", ""
+        ds.AcquisitionDate, ds.AcquisitionTime = "20200102", "101530"
+        ds.Modality, ds.KVP, ds.ConvolutionKernel = "CT", "90", "Bv36d"
+        ds.Manufacturer, ds.ManufacturerModelName = "SCANMAKER", "MODEL X"
+        ds.SoftwareVersions, ds.DeviceSerialNumber, ds.StationName = "VA50", "S123", "CT1"
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5"]
+        ds.SeriesDescription, ds.SeriesNumber = "NATIV 2.5", "3"
+        ds.InstanceNumber, ds.AcquisitionNumber = str(70 - number), "2"
+        ds.ImagePositionPatient = ["-10.50", "-20.000", f"{100 + number * STEP:.4f}"]
+        ds.ImageOrientationPatient = ["1.0", "0", "-0.0", "0", "1.00", "0"]
+        ds.PixelSpacing, ds.SliceThickness = ["8.0e-01", "0.700"], "2.50"
+        ds.PositionReferenceIndicator, ds.PatientPosition = "XY", "HFS"
+        ds.ContrastBolusAgent, ds.ContrastBolusVolume, ds.ContrastFlowRate = "NONE", "0", "0"
+        ds.ContrastBolusStartTime = "101500"
+        ds.add_new(0x00091001, "LO", "PRIVATE CANARY")
+        ds.add_new(0x00090010, "LO", "SOMEBODY")
+        code = Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Profile"
+        code.add_new(0x00090010, "LO", "SOMEBODY")
+        code.add_new(0x00091002, "LO", "NESTED CANARY")
+        ds.DeidentificationMethodCodeSequence = [code]
+        ds.add_new(0x60000010, "US", 6)  # overlay
+        ds.SmallestImagePixelValue, ds.LargestImagePixelValue = 0, 4000
+        ds.WindowCenter, ds.WindowWidth = ["40", "300"], ["300", "1500"]
+        ds.Rows, ds.Columns = image.shape
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+        ds.RescaleIntercept, ds.RescaleSlope = "-1024", "1"
+        for word, value in attributes.items():
+            if value is None:
+                delattr(ds, word)
+            else:
+                setattr(ds, word, value)
+        dtype = np.int16 if ds.PixelRepresentation else np.uint16
+        ds.PixelData = (image - intercept).astype(dtype).tobytes()
+        ds["PixelData"].VR = "OW"
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID or "1.1"
+        ds.file_meta.TransferSyntaxUID = syntax
+        sink = io.BytesIO()
+        pydicom.dcmwrite(sink, ds, enforce_file_format=True)
+        files.append(sink.getvalue())
+    if folder is None:
+        return read_series(files)
+    folder.mkdir(parents=True)
+    paths = [folder / f"{number}.dcm" for number in range(len(files))]
+    for path, content in zip(paths, files, strict=True):
+        path.write_bytes(content)
+    return read_series(paths)
+
+
+def derived(series: Series, hu: np.ndarray | None = None, **changes) -> list[FileDataset]:
+    hu = series.volume.hu if hu is None else hu
+    files = derive(series, hu, **(MADE | changes))
+    return [pydicom.dcmread(io.BytesIO(content)) for _, content in files]
+
+
+def lit(series: Series) -> np.ndarray:
+    """The source with 200 HU more in a small square."""
+    hu = series.volume.hu.copy()
+    hu[:, 2:4, 3:6] += 200
+    return hu
+
+
+# ---- pixels and place ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_hu_come_back_to_the_bit(syntax, signed):
+    series = source(syntax=syntax, PixelRepresentation=signed)
+    again = read_series([content for _, content in derive(series, lit(series), **MADE)])
+    np.testing.assert_array_equal(again.volume.hu, lit(series))
+    assert again.volume.spacing == series.volume.spacing
+    assert again.volume.origin == series.volume.origin
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_the_place_is_the_source_s_own_bytes(syntax):
+    series = source(syntax=syntax)
+
+    def raw(content: bytes, word: str) -> bytes:
+        return pydicom.dcmread(io.BytesIO(content)).get_item(word).value
+
+    sources = [io.BytesIO() for _ in series.headers]
+    for sink, header in zip(sources, series.headers, strict=True):
+        pydicom.dcmwrite(sink, header, enforce_file_format=True)
+    files = [content for _, content in derive(series, series.volume.hu, **MADE)]
+    for sink, content in zip(sources, files, strict=True):
+        for word in PLACE:
+            assert raw(content, word) == raw(sink.getvalue(), word), word
+    assert b"8.0e-01\\0.700" in files[0]
+
+
+def test_hu_are_clipped_to_what_scanners_write():
+    series = source()
+    hu = series.volume.hu.copy()
+    hu[0, 0, 0], hu[0, 0, 1] = -3000, 9000
+    first = derived(series, hu)[0]
+    stored = first.pixel_array[0, :2] + int(first.RescaleIntercept)
+    assert stored.tolist() == [-1024, 3071]
+
+
+def test_padding_is_the_source_s_own_whatever_was_predicted():
+    hu = np.arange(4 * 6 * 8).reshape(4, 6, 8) * 5 - 500
+    hu[:, 0] = -3024
+    series = source(hu=hu)
+    for ds in derived(series, np.full(series.volume.hu.shape, 300, np.int16)):
+        assert (ds.pixel_array[0] == -2000).all()
+        assert (ds.pixel_array[1:] == 1324).all()
+        assert "PixelPaddingValue" not in ds  # the source declares none
+
+
+def test_declared_padding_is_declared_again():
+    hu = np.full((4, 6, 8), 10)
+    hu[:, 0] = -3024
+
+    def padded(header):
+        header.add_new(0x00280120, "SS", -2000)
+
+    series = source(hu=hu)
+    for header in series.headers:
+        padded(header)
+    ds = derived(series)[0]
+    assert (ds["PixelPaddingValue"].VR, ds.PixelPaddingValue) == ("SS", -2000)
+
+
+def test_an_odd_rescale_is_written_as_plain_hu():
+    series = source()
+    for header in series.headers:
+        header.RescaleSlope = "0.5"
+    ds = derived(series)[0]
+    assert (ds.RescaleSlope, ds.RescaleIntercept, ds.PixelRepresentation) == (1, 0, 1)
+    np.testing.assert_array_equal(ds.pixel_array, series.volume.hu[0])
+
+
+# ---- what it says --------------------------------------------------------------------------------
+
+
+def test_nobody_can_take_it_for_a_real_scan():
+    for ds in derived(source()):
+        assert list(ds.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "VIRTUAL_CONTRAST"]
+        assert ds.SyntheticData == "YES"
+        assert ds.SeriesDescription == "VIRTUAL CONTRAST ART - NOT FOR DIAGNOSTIC USE"
+        assert "not for diagnosis" in ds.ImageComments
+        assert "No contrast agent was given" in ds.DerivationDescription
+        assert "ab" * 32 in ds.DerivationDescription
+        assert ds.ContentQualification == "RESEARCH"
+        assert ds.BurnedInAnnotation == "NO"
+        code = ds.DerivationCodeSequence[0]
+        assert code.CodingSchemeDesignator == "99DYEFREENET"
+        assert ds.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99DYEFREENET"
+
+
+def test_it_tells_of_no_contrast_agent():
+    for ds in derived(source()):
+        assert not [element.keyword for element in ds if element.keyword.startswith("Contrast")]
+
+
+def test_private_tags_overlays_and_stale_values_are_gone():
+    series = source()
+    for _, content in derive(series, series.volume.hu, **MADE):
+        assert b"CANARY" not in content and b"SOMEBODY" not in content
+        ds = pydicom.dcmread(io.BytesIO(content))
+        assert not [element for element in ds.iterall() if element.tag.is_private]
+        assert 0x60000010 not in ds
+        assert "LargestImagePixelValue" not in ds and "SmallestImagePixelValue" not in ds
+        assert ds.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
+        assert (ds.WindowCenter, ds.WindowWidth) == (200, 600)
+
+
+def test_patient_study_and_acquisition_are_kept_and_the_series_is_new():
+    series = source()
+    for ds, header in zip(derived(series), series.headers, strict=True):
+        for word in [
+            "PatientName",
+            "PatientID",
+            "PatientSex",
+            "StudyInstanceUID",
+            "StudyDate",
+            "AccessionNumber",
+            "AcquisitionDate",
+            "AcquisitionTime",
+            "KVP",
+            "ConvolutionKernel",
+            "PatientPosition",
+            "InstanceNumber",
+        ]:
+            assert ds[word].value == header[word].value, word
+        assert ds.SeriesInstanceUID != header.SeriesInstanceUID
+        assert ds.SOPInstanceUID != header.SOPInstanceUID
+        assert ds.SeriesNumber == 9003
+        assert (ds.SeriesDate, ds.SeriesTime) == ("20261123", "182000")
+        assert ds.ContentDate == ds.InstanceCreationDate == "20261123"
+
+
+def test_scanner_and_tool_are_told_apart():
+    ds = derived(source())[0]
+    scanner, tool = ds.ContributingEquipmentSequence
+    assert scanner.PurposeOfReferenceCodeSequence[0].CodeValue == "109101"
+    assert (scanner.Manufacturer, scanner.DeviceSerialNumber) == ("SCANMAKER", "S123")
+    assert tool.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+    assert tool.Manufacturer == ds.Manufacturer == "DyeFreeNet"
+    assert "DeviceSerialNumber" not in ds and "StationName" not in ds
+
+
+def test_the_slice_and_its_neighbours_are_the_source():
+    series = source()
+    uids = [str(header.SOPInstanceUID) for header in series.headers]
+    images = derived(series)
+    found = [[item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence] for ds in images]
+    assert found == [
+        [uids[0], uids[1]],
+        [uids[1], uids[0], uids[2]],
+        [uids[2], uids[1], uids[3]],
+        [uids[3], uids[2]],
+    ]
+    purpose = images[0].SourceImageSequence[0].PurposeOfReferenceCodeSequence[0]
+    assert (purpose.CodeValue, purpose.CodingSchemeDesignator) == ("121322", "DCM")
+    assert images[0].ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.4"
+
+
+def test_once_lossy_always_lossy():
+    assert {ds.LossyImageCompression for ds in derived(source())} == {"00"}
+    series = source(
+        LossyImageCompression="01",
+        LossyImageCompressionRatio="8.5",
+        LossyImageCompressionMethod="ISO_10918_1",
+    )
+    for ds in derived(series):
+        assert ds.LossyImageCompression == "01"
+        assert ds.LossyImageCompressionRatio == 8.5
+        assert ds.LossyImageCompressionMethod == "ISO_10918_1"
+
+
+# ---- identity ------------------------------------------------------------------------------------
+
+
+def test_a_second_run_writes_the_same_bytes_and_leaves_the_source_alone(tmp_path):
+    series = source(tmp_path / "source")
+    before = {path: path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    described = [str(header.SeriesDescription) for header in series.headers]
+    written = []
+    for name in ("one", "two"):
+        names = write_series(series, lit(series), Folder(str(tmp_path / name)), **MADE)
+        assert names == ["0001.dcm", "0002.dcm", "0003.dcm", "0004.dcm"]
+        written.append([(tmp_path / name / file).read_bytes() for file in names])
+    assert written[0] == written[1]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    assert described == [str(header.SeriesDescription) for header in series.headers]
+
+
+def test_uids_follow_source_and_model():
+    one = derived_uid("1.2.3", "model/hash/arterial")
+    assert one == derived_uid("1.2.3", "model/hash/arterial")
+    assert one.startswith("2.25.") and len(one) <= 64
+    assert one != derived_uid("1.2.3", "model/other/arterial")
+    assert one != derived_uid("1.2.4", "model/hash/arterial")
+    images = derived(source())
+    assert len({ds.SOPInstanceUID for ds in images}) == 4
+    assert len({ds.SeriesInstanceUID for ds in images}) == 1
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["source", "source/virtual", "source/../source", "link"])
+def test_the_source_s_folder_is_never_written_to(tmp_path, place):
+    series = source(tmp_path / "source")
+    (tmp_path / "link").symlink_to(tmp_path / "source")
+    before = sorted((tmp_path / "source").rglob("*"))
+    with pytest.raises(InputError, match="never written to"):
+        write_series(series, series.volume.hu, Folder(f"{tmp_path}/{place}"), **MADE)
+    assert sorted((tmp_path / "source").rglob("*")) == before
+    write_series(series, series.volume.hu, Folder(f"{tmp_path}/source-virtual"), **MADE)
+
+
+def test_a_source_without_identifiers_is_refused():
+    series = source()
+    del series.headers[2].SOPInstanceUID
+    with pytest.raises(SeriesError, match="1 of 4 slices have no SOPInstanceUID"):
+        derived(series)
+
+
+def test_wrong_shapes_and_names_are_refused():
+    series = source()
+    with pytest.raises(ValueError, match="expected int16"):
+        derived(series, series.volume.hu[:2])
+    with pytest.raises(ValueError, match="expected int16"):
+        derived(series, series.volume.hu.astype(np.float32))
+    with pytest.raises(ValueError, match="model_id"):
+        derived(series, model_id="a\\b")
+
+
+# ---- other programs ------------------------------------------------------------------------------
+
+
+def complaints(paths: list[Path]) -> set[str]:
+    """Errors of dciodvfy, but for Synthetic Data, which is younger than Debian's copy of it."""
+    errors = set()
+    for path in paths:
+        done = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True)
+        errors |= {
+            line
+            for line in (done.stdout + done.stderr).splitlines()
+            if line.startswith("Error") and "(0008,001c)" not in line
+        }
+    return errors
+
+
+@pytest.mark.program("dciodvfy")
+def test_dciodvfy_finds_no_error(tmp_path):
+    series = source(tmp_path / "source")
+    write_series(series, lit(series), Folder(str(tmp_path / "out")), **MADE)
+    assert complaints(sorted((tmp_path / "out").iterdir())) == set()
+
+
+@pytest.mark.program("dcentvfy")
+def test_dcentvfy_finds_one_patient_and_study(tmp_path):
+    series = source(tmp_path / "source")
+    write_series(series, lit(series), Folder(str(tmp_path / "out")), **MADE)
+    paths = [*(tmp_path / "source").iterdir(), *(tmp_path / "out").iterdir()]
+    done = subprocess.run(["dcentvfy", *map(str, paths)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_simpleitk_sees_the_same_geometry(tmp_path):
+    series = source(tmp_path / "source")
+    write_series(series, lit(series), Folder(str(tmp_path / "out")), **MADE)
+    images = []
+    for name in ("source", "out"):
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / name)))
+        images.append(reader.Execute())
+    one, other = images
+    assert one.GetSize() == other.GetSize()
+    assert one.GetOrigin() == other.GetOrigin()
+    assert one.GetSpacing() == other.GetSpacing()
+    assert one.GetDirection() == other.GetDirection()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(other), lit(series))
+
+
+@pytest.mark.real
+@pytest.mark.program("dciodvfy")
+@pytest.mark.parametrize("name", ["acrin_flt001_abdpelvis_nc", "nlst_101287_lowdose_nc"])
+def test_real_series_become_clean_virtual_ones(real_data, tmp_path, name):
+    paths = sorted((real_data / name).glob("*.dcm"))
+    series = read_series(paths)
+    hu = series.volume.hu.copy()
+    y, x = np.ogrid[:512, :512]
+    disc = (y - 256) ** 2 + (x - 256) ** 2 < 40**2
+    hu[:, disc] += 200
+    names = write_series(series, hu, Folder(str(tmp_path)), **MADE)
+    again = read_series([tmp_path / file for file in names])
+    np.testing.assert_array_equal(again.volume.hu, hu.clip(-1024, 3071))
+    np.testing.assert_array_equal(again.volume.padding, series.volume.padding)
+    np.testing.assert_array_equal(again.stored_padding, series.stored_padding)
+    assert again.volume.spacing == series.volume.spacing
+    assert again.volume.origin == series.volume.origin
+    assert complaints([tmp_path / file for file in (names[0], names[50], names[-1])]) == set()
+    if shutil.which("dcentvfy"):
+        both = [*map(str, paths), *(str(tmp_path / file) for file in names)]
+        done = subprocess.run(["dcentvfy", *both], capture_output=True, text=True)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -1,0 +1,188 @@
+"""Every stage on one small batch: what learns, what must not, and that a resume changes nothing."""
+
+import itertools
+
+import pytest
+import torch
+
+from dyefreenet.config import (
+    BaselineConfig,
+    CascadeStageConfig,
+    GeneratorConfig,
+    GridConfig,
+    PhantomConfig,
+    Recipe,
+    SslConfig,
+)
+from dyefreenet.errors import StoreError
+from dyefreenet.stages import STAGES, ssl
+from dyefreenet.stages.adversarial import score_predictions, take_weights
+
+SMALL = GeneratorConfig(base=4, levels=2)
+FAST = {"lr": 1e-3, "batch": 2, "epochs": 1}
+RECIPE = Recipe(
+    phantom=PhantomConfig(),
+    generator=SMALL,
+    grid=GridConfig(size=32),
+    ssl=SslConfig(**FAST),
+    primary=CascadeStageConfig(**FAST, discriminator_base=4),
+    refine=CascadeStageConfig(**FAST, discriminator_base=4),
+    unet=BaselineConfig(**FAST, generator=SMALL, adversarial_weight=0.0, mse_weight=1.0),
+    pix2pix=BaselineConfig(**FAST, generator=SMALL, l1_weight=100.0, discriminator_base=4),
+)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    plain = torch.rand(2, 3, 32, 32) * 2 - 1
+    return {"plain": plain, "contrast": (plain + 0.3).clamp(-1, 1)}
+
+
+def build(name):
+    """A stage from the same weights every time; parents are fresh networks of seed 1."""
+
+    def load(step):
+        torch.manual_seed(1)
+        generator = STAGES["ssl"].code.build(RECIPE.ssl, RECIPE, load).networks["generator"]
+        return generator.state_dict()
+
+    spec = STAGES[name]
+    config = spec.config(RECIPE)
+    weights = {need: load(need) for need in ("ssl", "primary")}
+    torch.manual_seed(2)
+    return spec.code.build(config, RECIPE, weights.__getitem__), spec.code, config
+
+
+def copy_of(networks):
+    return {
+        (name, key): value.clone()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_step_moves_its_own_networks_and_no_frozen_one(name, batch):
+    state, code, config = build(name)
+    trained, frozen = copy_of(state.networks), copy_of(state.frozen)
+    terms = code.step(state, batch, config, RECIPE.grid)
+    assert all(torch.isfinite(term) for term in terms.values())
+    weights = {
+        (net, key)
+        for net, network in state.networks.items()
+        for key, _ in network.named_parameters()
+    }
+    after = copy_of(state.networks)
+    still = [key for key in weights if torch.equal(trained[key], after[key])]
+    assert not still
+    for key, value in copy_of(state.frozen).items():
+        assert torch.equal(value, frozen[key])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_resuming_equals_never_stopping(name, batch, tmp_path):
+    straight, code, config = build(name)
+    code.step(straight, batch, config, RECIPE.grid)
+    straight.save(tmp_path)
+    resumed, _, _ = build(name)
+    resumed.load(tmp_path)
+    for _ in range(2):
+        one = code.step(straight, batch, config, RECIPE.grid)
+        two = code.step(resumed, batch, config, RECIPE.grid)
+        assert {k: float(v) for k, v in one.items()} == {k: float(v) for k, v in two.items()}
+    ours, theirs = copy_of(straight.networks), copy_of(resumed.networks)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_changed_checkpoint_is_refused(tmp_path):
+    state, _, _ = build("unet")
+    state.save(tmp_path)
+    file = tmp_path / "generator.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match="expected SHA-256"):
+        build("unet")[0].load(tmp_path)
+
+
+def test_primary_starts_from_ssl_and_its_ablation_does_not():
+    state, _, _ = build("primary")
+    torch.manual_seed(1)
+    expected = STAGES["ssl"].code.build(RECIPE.ssl, RECIPE, None).networks["generator"]
+    first = "encoder.0.0.weight"
+    assert torch.equal(
+        state.networks["generator"].state_dict()[first], expected.state_dict()[first]
+    )
+    assert torch.equal(state.frozen["features"].state_dict()[first], expected.state_dict()[first])
+    scratch, _, config = build("primary_scratch")
+    assert (config.init, config.perceptual_features) == ("random", "random")
+    assert not torch.equal(
+        scratch.networks["generator"].state_dict()[first], expected.state_dict()[first]
+    )
+
+
+def test_weights_of_another_network_are_refused():
+    state, _, _ = build("unet")
+    with pytest.raises(StoreError, match=r"ssl: expected weights for \d+ tensors, found \d+"):
+        take_weights(
+            build("primary")[0].networks["generator"],
+            state.networks["generator"].state_dict(),
+            "ssl",
+        )
+
+
+def test_unet_has_no_discriminator_and_pix2pix_has():
+    assert set(build("unet")[0].networks) == {"generator"}
+    assert set(build("pix2pix")[0].networks) == {"generator", "discriminator"}
+
+
+def test_every_stage_learns_a_constant_enhancement(batch):
+    """Loss falls by half in 150 steps on one batch."""
+    for name in ("unet", "primary_scratch"):
+        state, code, config = build(name)
+        config = config.model_copy(
+            update={"mse_weight": 10.0, "adversarial_weight": 0.0, "perceptual_weight": 0.0}
+        )
+        state.networks.pop("discriminator", None)
+        state.frozen.pop("features", None)
+        losses = [float(code.step(state, batch, config, RECIPE.grid)["mse"]) for _ in range(150)]
+        assert losses[-1] < 0.5 * losses[0], name
+
+
+def test_versions_scale_the_windowed_value_and_clip():
+    plain = torch.tensor([-1.0, -0.5, 0.0, 1.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    scaled, classes = ssl.versions(plain, (0.5, 1.0, 1.5, 2.0))
+    shares = (scaled[:, 0].flatten(1) + 1) / 2
+    assert classes.tolist() == [0, 1, 2, 3]
+    assert torch.allclose(
+        shares,
+        torch.tensor(
+            [[0, 0.125, 0.25, 0.5], [0, 0.25, 0.5, 1], [0, 0.375, 0.75, 1], [0, 0.5, 1, 1]]
+        ),
+    )
+
+
+def test_the_shortcut_control_knows_separate_maxima_and_not_equal_ones():
+    separate = torch.tensor([[0.25, 0.5, 0.75, 1.0]] * 5)
+    assert ssl.max_value_accuracy(separate) == 1.0
+    assert ssl.max_value_accuracy(torch.ones(5, 4)) == 0.25
+
+
+def test_validation_of_identity_is_perfect_and_of_a_shift_is_known():
+    grid = GridConfig(window=(-200.0, 600.0))
+    real = torch.zeros(2, 8, 8)
+    plain = real - 0.5  # 200 HU below: every pixel enhances
+    exact = score_predictions(iter([(plain, real, real)]), grid)
+    assert exact["enhanced_mae_hu"] == 0.0 and exact["psnr"] > 100
+    shifted = score_predictions(iter([(plain, real + 0.1, real)]), grid)  # 40 HU off
+    assert shifted["enhanced_mae_hu"] == pytest.approx(40.0, rel=1e-4)
+    assert shifted["psnr"] == pytest.approx(
+        20 * torch.log10(torch.tensor(800 / 40.0)).item(), rel=1e-4
+    )
+    assert score_predictions(iter([]), grid) == {}
+
+
+def test_the_table_names_only_stages_that_exist():
+    needs = set(itertools.chain.from_iterable(spec.needs for spec in STAGES.values()))
+    assert needs <= set(STAGES)
