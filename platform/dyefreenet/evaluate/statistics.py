@@ -18,6 +18,7 @@ from scipy.stats import wilcoxon
 Row = dict[str, Any]
 RESAMPLES = 10_000
 HIGHER_IS_BETTER = ("psnr", "ssim")
+ENOUGH = 6  # patients: the fewest that, all of one sign, reach p < 0.05 (Wilcoxon)
 LOWER_IS_BETTER = ("mae", "median_error")
 KEY = ("method", "protocol", "metric", "region")
 
@@ -59,7 +60,8 @@ def differences(
         {method, versus, protocol, metric, region, n, mean, low, high, p, p_holm, verdict}. n counts
         the patients that both have. p is of the paired Wilcoxon test, p_holm the same corrected
         (Holm) over the methods held against one comparator. The verdict is "better" or "worse"
-        where the whole interval lies on one side of 0, else "no difference shown".
+        where the whole interval lies on one side of 0, else "no difference shown"; and "too few
+        patients" where fewer than 6 lie on one side, as 1 in 16 would by chance.
     """
     differing: list[Row] = []
     for (protocol, metric, region), family in _grouped(_as_list(rows), KEY[1:]).items():
@@ -82,7 +84,10 @@ def differences(
                 against.append(
                     {"method": method, "versus": other, "protocol": protocol, "metric": metric}
                     | {"region": region, "n": len(shared), "mean": mean, "low": low, "high": high}
-                    | {"p": _signed_rank(delta), "verdict": _verdict(metric, low, high)}
+                    | {
+                        "p": _signed_rank(delta),
+                        "verdict": _verdict(metric, low, high, len(shared)),
+                    }
                 )
             for row, corrected in zip(against, _holm([row["p"] for row in against]), strict=True):
                 row["p_holm"] = corrected
@@ -139,9 +144,11 @@ def interval(
     return mean, float(low), float(high)
 
 
-def _verdict(metric: str, low: float | None, high: float | None) -> str:
+def _verdict(metric: str, low: float | None, high: float | None, n: int) -> str:
     if low is None or high is None or low <= 0.0 <= high:
         return "no difference shown"
+    if n < ENOUGH:
+        return "too few patients"
     return "better" if (high < 0.0) == (metric in LOWER_IS_BETTER) else "worse"
 
 

@@ -1,0 +1,182 @@
+// The slice viewer. Pictures hold codes; a table in the page's data turns a code into HU, and
+// window and difference are computed here. Nothing is fetched.
+"use strict";
+
+const DIFFERENCE = 200; // HU at both ends of the difference scale
+
+const byId = (id) => document.getElementById(id);
+
+// Blue: too dark, black: right, orange: too bright. Told apart with any colour vision.
+// RGBA of each whole HU from -DIFFERENCE to +DIFFERENCE.
+const COLOURS = new Uint8ClampedArray(4 * (2 * DIFFERENCE + 1));
+for (let hu = -DIFFERENCE; hu <= DIFFERENCE; hu++) {
+  const share = hu / DIFFERENCE;
+  const strength = Math.sqrt(Math.abs(share));
+  const [r, g, b] = share < 0 ? [50, 150, 255] : [255, 140, 20];
+  COLOURS.set([r * strength, g * strength, b * strength, 255], 4 * (hu + DIFFERENCE));
+}
+
+function viewer(data) {
+  const [patient, slice, tiles] = [byId("patient"), byId("slice"), byId("tiles")];
+  const hu = Float32Array.from(data.hu);
+  const cells = new Map(); // method -> its canvases, readout and, once decoded, its codes
+  let shown = 0; // number of the last request, so that a late picture cannot overtake it
+
+  for (const [name, title] of data.methods) {
+    const figure = document.createElement("figure");
+    const caption = document.createElement("figcaption");
+    const readout = document.createElement("output");
+    caption.append(title, readout);
+    figure.append(caption);
+    const canvases = [];
+    for (const kind of name === "true" ? ["scan"] : ["scan", "difference"]) {
+      const picture = document.createElement("div");
+      picture.className = "picture";
+      const canvas = document.createElement("canvas");
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute(
+        "aria-label", kind === "scan" ? title : `${title} minus true contrast CT`);
+      picture.append(canvas);
+      figure.append(picture);
+      canvases.push(canvas);
+    }
+    if (name === "true") figure.append(scale());
+    tiles.append(figure);
+    cells.set(name, { canvases, readout, codes: null });
+  }
+
+  function scale() {
+    const box = document.createElement("div");
+    box.className = "scale";
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [COLOURS.length / 4, 1];
+    canvas.getContext("2d").putImageData(new ImageData(COLOURS, canvas.width, 1), 0, 0);
+    const ends = document.createElement("div");
+    for (const text of [`−${DIFFERENCE}`, "0", `+${DIFFERENCE} HU`]) {
+      const end = document.createElement("span");
+      end.textContent = text;
+      ends.append(end);
+    }
+    const words = document.createElement("div");
+    for (const text of ["too dark", "too bright"]) {
+      const word = document.createElement("span");
+      word.textContent = text;
+      words.append(word);
+    }
+    box.append(words, canvas, ends);
+    return box;
+  }
+
+  const entry = () => data.patients[patient.selectedIndex];
+
+  function decode(png) {
+    return new Promise((resolve, reject) => {
+      const image = new Image();
+      image.onload = () => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [image.width, image.height];
+        const context = canvas.getContext("2d", { willReadFrequently: true });
+        context.drawImage(image, 0, 0);
+        const rgba = context.getImageData(0, 0, image.width, image.height).data;
+        const values = new Float32Array(image.width * image.height);
+        for (let i = 0; i < values.length; i++) values[i] = hu[rgba[4 * i]];
+        resolve({ values, width: image.width, height: image.height });
+      };
+      image.onerror = reject;
+      image.src = `data:image/png;base64,${png}`;
+    });
+  }
+
+  async function load() {
+    const request = ++shown;
+    const chosen = entry().slices[slice.valueAsNumber];
+    byId("slice-number").textContent =
+      `${chosen.index} (${slice.valueAsNumber + 1} of ${entry().slices.length})`;
+    slice.setAttribute("aria-valuetext", `slice ${chosen.index}`);
+    const names = [...cells.keys()];
+    const decoded = await Promise.all(
+      names.map((name) => (chosen.images[name] ? decode(chosen.images[name]) : null)));
+    if (request !== shown) return;
+    names.forEach((name, i) => { cells.get(name).codes = decoded[i]; });
+    draw();
+  }
+
+  function draw() {
+    const [level, width] = document.querySelector("input[name=window]:checked")
+      .value.split(",").map(Number);
+    const low = level - width / 2;
+    const truth = cells.get("true").codes;
+    const [, rows, columns] = entry().spacing;
+    for (const { canvases, codes } of cells.values()) {
+      canvases.forEach((canvas, kind) => {
+        if (!codes) { canvas.width = canvas.width; return; } // this patient lacks the method
+        [canvas.width, canvas.height] = [codes.width, codes.height];
+        canvas.style.aspectRatio = (codes.width * columns) / (codes.height * rows);
+        const context = canvas.getContext("2d");
+        const image = context.createImageData(codes.width, codes.height);
+        const pixels = image.data; // clamps to 0...255 by itself
+        for (let i = 0, at = 0; i < codes.values.length; i++, at += 4) {
+          if (kind === 0) {
+            pixels[at] = pixels[at + 1] = pixels[at + 2] = ((codes.values[i] - low) / width) * 255;
+          } else {
+            const error = Math.round(codes.values[i] - truth.values[i]);
+            const place = 4 * (Math.max(-DIFFERENCE, Math.min(DIFFERENCE, error)) + DIFFERENCE);
+            for (let c = 0; c < 3; c++) pixels[at + c] = COLOURS[place + c];
+          }
+          pixels[at + 3] = 255;
+        }
+        context.putImageData(image, 0, 0);
+      });
+    }
+  }
+
+  function point(event) {
+    const canvas = event.target.closest(".picture")?.firstElementChild;
+    const place = canvas?.getBoundingClientRect();
+    const x = place ? (event.clientX - place.left) / place.width : -1;
+    const y = place ? (event.clientY - place.top) / place.height : -1;
+    const inside = x >= 0 && x < 1 && y >= 0 && y < 1;
+    tiles.style.setProperty("--x", inside ? `${100 * x}%` : "-50px");
+    tiles.style.setProperty("--y", inside ? `${100 * y}%` : "-50px");
+    for (const { readout, codes } of cells.values()) {
+      readout.textContent = inside && codes
+        ? `${Math.round(codes.values[Math.floor(y * codes.height) * codes.width
+          + Math.floor(x * codes.width)])} HU`
+        : "";
+    }
+  }
+
+  function choosePatient() {
+    const count = entry().slices.length;
+    slice.max = count - 1;
+    slice.value = Math.floor(count / 2);
+    load();
+  }
+
+  for (const { patient: name } of data.patients) {
+    const option = document.createElement("option");
+    option.textContent = name.length > 16 ? `${name.slice(0, 16)}…` : name;
+    patient.append(option);
+  }
+  patient.addEventListener("change", choosePatient);
+  slice.addEventListener("input", load);
+  for (const choice of document.querySelectorAll("input[name=window]")) {
+    choice.addEventListener("change", draw);
+  }
+  byId("larger").addEventListener("click", (event) => {
+    const large = tiles.classList.toggle("large");
+    event.target.setAttribute("aria-pressed", large);
+  });
+  byId("viewer-controls").addEventListener("submit", (event) => event.preventDefault());
+  tiles.addEventListener("pointermove", point);
+  tiles.addEventListener("pointerdown", point);
+  tiles.addEventListener("pointerleave", point);
+  choosePatient();
+}
+
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details")) part.open = true;
+});
+
+const stored = byId("viewer-data");
+if (stored) viewer(JSON.parse(stored.textContent));

@@ -1,0 +1,209 @@
+"""What a run folder says of itself, gathered for the table and the page."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dyefreenet.errors import StoreError
+from dyefreenet.store import Folder
+
+Row = dict[str, Any]
+
+#: Methods in the order in which they are shown.
+METHODS = {
+    "identity": "Plain CT unchanged",
+    "remap": "HU remap",
+    "unet": "U-Net",
+    "pix2pix": "U-Net + Pix2Pix",
+    "primary_scratch": "Primary without SSL",
+    "primary": "Primary GAN",
+    "refine": "DyeFreeNet (refine)",
+}
+STEPS = ("ingest", "ssl", "primary", "primary_scratch", "refine", "unet", "pix2pix", "evaluate")
+
+#: What the paper reports for DyeFreeNet minus the comparator (its text has no absolute figures).
+PAPER = {"unet": {"psnr": 2.16, "ssim": 0.26}, "pix2pix": {"psnr": 1.02, "ssim": 0.07}}
+
+_METRICS = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 3), "mae": ("Error", "HU", 1)}
+_REGIONS = {"image": "whole image", "body": "body", "vessel": "arteries"}
+
+
+class Column(NamedTuple):
+    """One figure of the headline table."""
+
+    protocol: str
+    metric: str
+    region: str
+
+    @property
+    def title(self) -> str:
+        return "Artery error" if self.metric == "mae" else _METRICS[self.metric][0]
+
+    @property
+    def unit(self) -> str:
+        return _METRICS[self.metric][1]
+
+    @property
+    def digits(self) -> int:
+        return _METRICS[self.metric][2]
+
+    @property
+    def where(self) -> str:
+        return _REGIONS.get(self.region, self.region)
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric == "mae"
+
+
+HEADLINE = (
+    Column("window600/1", "psnr", "image"),
+    Column("window600/1", "ssim", "image"),
+    Column("roi/1", "mae", "vessel"),
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the page shows, except for the pictures.
+
+    Attributes:
+        recipe: The resolved config of the run; empty where it was not stored.
+        steps: Manifest of each finished step.
+        curves: Lines of ``metrics.jsonl`` of each training step.
+        pairs: Rows of ``ingest/pairs.parquet``.
+        excluded: Rows of ``ingest/excluded.parquet``.
+        rows: One figure of one patient each, as measured.
+        summary: Means over patients with their intervals.
+        differences: Paired differences between methods.
+    """
+
+    run: Folder
+    recipe: dict[str, Any]
+    steps: dict[str, dict[str, Any]]
+    curves: dict[str, list[Row]]
+    pairs: list[Row]
+    excluded: list[Row]
+    rows: list[Row]
+    summary: list[Row]
+    differences: list[Row]
+
+    @property
+    def name(self) -> str:
+        return self.run.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods with figures, in display order; such as are not known come last."""
+        found = list(dict.fromkeys(line["method"] for line in self.summary))
+        return [m for m in METHODS if m in found] + [m for m in found if m not in METHODS]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of methods and steps that a full run would have."""
+        methods = [label for name, label in METHODS.items() if name not in self.methods]
+        trained = [name for name in STEPS if name not in self.steps and name not in METHODS]
+        return methods + [f"step {name}" for name in trained]
+
+    @property
+    def final(self) -> str | None:
+        """The method that the run is about: the last stage of the cascade that there is."""
+        return next((m for m in ("refine", "primary") if m in self.methods), None)
+
+    @property
+    def columns(self) -> list[Column]:
+        """Columns of the headline table: PSNR and SSIM of every protocol, then artery error."""
+        found = dict.fromkeys(
+            Column(line["protocol"], line["metric"], line["region"]) for line in self.summary
+        )
+        shown = [column for column in found if column.metric in ("psnr", "ssim")]
+        vessel = Column("roi/1", "mae", "vessel")
+        return shown + ([vessel] if vessel in found else [])
+
+    def mean(self, method: str, column: Column) -> Row | None:
+        """The summary's line {n, mean, low, high} of a method in a column."""
+        for line in self.summary:
+            key = (line["method"], line["protocol"], line["metric"], line["region"])
+            if key == (method, *column):
+                return line
+        return None
+
+    def best(self, column: Column) -> str | None:
+        """The method with the best mean; None where there is nothing to compare or a tie."""
+        lines = [line for m in self.methods if (line := self.mean(m, column)) is not None]
+        if len(lines) < 2:
+            return None
+        lines.sort(key=lambda line: line["mean"], reverse=not column.lower_is_better)
+        return None if lines[0]["mean"] == lines[1]["mean"] else str(lines[0]["method"])
+
+    def difference(self, method: str, versus: str, column: Column) -> Row | None:
+        """The paired difference {n, mean, low, high, verdict} of a method to another."""
+        for line in self.differences:
+            key = (line["method"], line["versus"], line["protocol"])
+            if (*key, line["metric"], line["region"]) == (method, versus, *column):
+                return line
+        return None
+
+    def patients(self, source: str | None = None, split: str | None = None) -> int:
+        """Number of patients with pairs of this source and split; None: of any."""
+        return len(
+            {
+                pair["patient"]
+                for pair in self.pairs
+                if source in (None, pair["source"]) and split in (None, pair["split"])
+            }
+        )
+
+
+def read_results(run: Folder) -> Results:
+    """Gather a run's tables.
+
+    Raises:
+        StoreError: The run has no finished evaluation, or its figures cannot be read.
+    """
+    evaluate = run / "evaluate"
+    if evaluate.manifest() is None or not evaluate.exists("summary.json"):
+        raise StoreError(
+            f"{evaluate}: expected a finished evaluation, found none; run the step evaluate first"
+        )
+    summary = evaluate.read_json("summary.json")
+    if not summary:
+        raise StoreError(f"{evaluate}/summary.json: expected figures, found none")
+    manifests = {name: (run / name).manifest() for name in STEPS}
+    return Results(
+        run=run,
+        recipe=run.read_json("recipe.json") if run.exists("recipe.json") else {},
+        steps={name: manifest for name, manifest in manifests.items() if manifest is not None},
+        curves={name: lines for name in STEPS if (lines := _lines(run / name))},
+        pairs=_table(run / "ingest", "pairs.parquet"),
+        excluded=_table(run / "ingest", "excluded.parquet"),
+        rows=_table(evaluate, "rows.parquet"),
+        summary=summary,
+        differences=(
+            evaluate.read_json("differences.json") if evaluate.exists("differences.json") else []
+        ),
+    )
+
+
+def _lines(step: Folder) -> list[Row]:
+    if not step.exists("metrics.jsonl"):
+        return []
+    try:
+        return [json.loads(line) for line in step.read("metrics.jsonl").splitlines() if line]
+    except ValueError as error:
+        raise StoreError(f"{step}/metrics.jsonl: expected JSON lines, found {error}") from error
+
+
+def _table(folder: Folder, name: str) -> list[Row]:
+    if not folder.exists(name):
+        return []
+    try:
+        return pq.read_table(io.BytesIO(folder.read(name))).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"{folder}/{name}: expected a Parquet file, found {error}") from error
