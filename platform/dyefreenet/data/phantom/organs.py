@@ -62,6 +62,8 @@ def _upper(
         ((-70, 20, 262), (58, 55, 62)),
     ):
         centre = jitter(*part) + (0, 0, drop)
+        if part[0] == -8:  # the left lobe may reach far over, below the heart
+            centre += rng.uniform((-10, -6, -6), (44, 10, 24))
         lobe = canvas.blob(centre, size * rng.uniform(0.88, 1.12, 3) * radii, rough=rough)
         canvas.fill(lobe, palette["liver"], room)
     if rng.uniform() < 0.85:
@@ -162,12 +164,18 @@ def _stomach(
         centre, rng.uniform(0.6, 1.15) * np.array([40, 48, 44]), turn=-35, tilt=20,
         rough=0.09 * trunk.grain,
     )  # fmt: skip
+    # The fundus lies behind, under the left dome, between spleen and aorta.
+    fundus = canvas.blob(
+        centre + rng.normal((14, 36, 18), 8),
+        rng.uniform(0.6, 1.15) * np.array([34, 36, 34]),
+        rough=0.09 * trunk.grain,
+    )
     antrum = canvas.blob(centre + (-38, -22, -38), rng.uniform(14, 26, 3) + (14, 0, 0),
                          rough=0.1 * trunk.grain)  # fmt: skip
     food = palette.variant("urine", rng.uniform(0, 60), "stomach", rng.uniform(1, 18))
     gas = palette.variant("gas", -985, "stomach")
     level = centre[1] + rng.uniform(-45, 40)
-    for part in (shape, antrum):
+    for part in (fundus, shape, antrum):
         if part is None:
             continue
         box, radius = part

@@ -78,13 +78,14 @@ def paint_trunk(canvas: Canvas, palette: Palette, rng: Generator, fat_mm: float)
     distance = np.sqrt(x * x + y * y)
     power = np.float32(rng.uniform(2.0, 2.8))
     rho = ((np.abs(x) / wide) ** power + (np.abs(y) / deep) ** power) ** (1 / power) + 1e-6
-    depth = distance / rho - distance  # mm inside the muscular body
+    # mm inside the muscular body
+    depth: Array = (distance / rho - distance).astype(np.float32)
     del rho
     if z.min() < 20:
         depth = np.maximum(depth, _thighs(x, y, z))
     if z.max() > 480:
         depth = np.maximum(depth, _shoulders(canvas, rng))
-    depth = (depth + 2.0 * grain).astype(np.float32)
+    depth += np.float32(2) * grain
     fat = np.float32(fat_mm) * _fat_shape(x, y, distance, z, rng)
     if z.max() > 560:
         fat *= np.clip((660 - z) / 100, 0.35, 1)  # the neck is lean
@@ -105,7 +106,7 @@ def paint_trunk(canvas: Canvas, palette: Palette, rng: Generator, fat_mm: float)
     if rng.uniform() < 0.5:  # fatty muscle of the old
         tissue[(depth > 0) & (speck > rng.uniform(1.6, 2.6))] = palette["strand"]
 
-    width, thick = _at(index, 3, rng.uniform(0.94, 1.03)), _at(index, 4, rng.uniform(0.92, 1.04))
+    width, thick = _at(index, 3, rng.uniform(0.84, 1.03)), _at(index, 4, rng.uniform(0.92, 1.04))
     middle = y - _at(index, 5)
     distance = np.sqrt(x * x + middle * middle)
     power = np.float32(rng.uniform(2.1, 2.7))
