@@ -297,8 +297,12 @@ def _describe(
     # Required, if only empty, and missing in many sources: empty says that nobody knows.
     if "PatientPosition" not in image:
         image.PatientPosition = ""
-    paired = image.get("BodyPartExamined") in PAIRED_PARTS
-    if paired and "Laterality" not in image and "ImageLaterality" not in image:
+    part = image.get("BodyPartExamined")
+    if (
+        (not part or part in PAIRED_PARTS)
+        and "Laterality" not in image
+        and "ImageLaterality" not in image
+    ):
         image.Laterality = ""
 
 
