@@ -39,8 +39,8 @@ def line_chart(title: str, lines: Sequence[Line], across: str = "epoch") -> str:
     if not ys:
         return ""
     y_ticks = ticks(min(ys), max(ys), 4)
-    x_ticks = ticks(min(*xs, 0.0), max(xs), 5)
-    x_low, x_high = x_ticks[0], max(xs)
+    x_low, x_high = min(*xs, 0.0), max(*xs, 1.0)
+    x_ticks = [tick for tick in ticks(x_low, x_high, 5) if tick.is_integer()]  # whole epochs
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
     def x_of(x: float) -> float:
@@ -56,7 +56,7 @@ def line_chart(title: str, lines: Sequence[Line], across: str = "epoch") -> str:
         parts.append(f'y2="{at:.1f}"/>{_text(LEFT - 6, at + 4, _short(tick, y_ticks), "end")}')
     for tick in x_ticks:
         if tick <= x_high:
-            parts.append(_text(x_of(tick), HEIGHT - BOTTOM + 15, _short(tick, x_ticks), "middle"))
+            parts.append(_text(x_of(tick), HEIGHT - BOTTOM + 15, f"{tick:.0f}", "middle"))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 2, across, "end"))
     for line in lines:
         points = [

@@ -10,9 +10,8 @@ const byId = (id) => document.getElementById(id);
 // RGBA of each whole HU from -DIFFERENCE to +DIFFERENCE.
 const COLOURS = new Uint8ClampedArray(4 * (2 * DIFFERENCE + 1));
 for (let hu = -DIFFERENCE; hu <= DIFFERENCE; hu++) {
-  const share = hu / DIFFERENCE;
-  const strength = Math.sqrt(Math.abs(share));
-  const [r, g, b] = share < 0 ? [50, 150, 255] : [255, 140, 20];
+  const strength = Math.abs(hu) / DIFFERENCE;
+  const [r, g, b] = hu < 0 ? [70, 170, 255] : [255, 150, 30];
   COLOURS.set([r * strength, g * strength, b * strength, 255], 4 * (hu + DIFFERENCE));
 }
 

@@ -1,0 +1,298 @@
+"""Table and page of a made-up run folder: every figure in them was written down beforehand."""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dyefreenet.errors import StoreError
+from dyefreenet.report import table_text, write_report
+from dyefreenet.report.charts import Line, line_chart, ticks
+from dyefreenet.report.panels import code_table, encode_hu, read_panels
+from dyefreenet.report.results import METHODS, STEPS
+from dyefreenet.store import Folder
+
+PATIENTS = [f"patient-{number}" for number in range(8)]
+TRAINED = [step for step in STEPS if step not in ("ingest", "evaluate")]
+EVIL = "</script><script>alert('x')</script>&\"<img src=x>"
+
+
+def parquet(rows):
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def line(method, protocol, metric, region, mean, half):
+    names = {"method": method, "protocol": protocol, "metric": metric, "region": region}
+    return names | {"n": len(PATIENTS), "mean": mean, "low": mean - half, "high": mean + half}
+
+
+def difference(versus, protocol, metric, region, mean, half, verdict):
+    return line("refine", protocol, metric, region, mean, half) | {
+        "versus": versus,
+        "verdict": verdict,
+        "p": 0.01,
+        "p_holm": 0.03,
+    }
+
+
+def write_panel(run, patient, slices=3, size=32, methods=tuple(METHODS)):
+    generator = np.random.default_rng(5)
+    names = ["plain", "true", *(m for m in methods if m != "identity")]
+    sink = io.BytesIO()
+    np.savez_compressed(
+        sink,
+        index=np.arange(4, 4 + slices),
+        spacing=np.array([3.0, 1.5, 1.5]),
+        **{n: generator.integers(-900, 900, (slices, size, size)).astype(np.int16) for n in names},
+    )
+    run.write(f"evaluate/panels/{patient}.npz", sink.getvalue())
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with every method, on local disk."""
+    folder = Folder(str(tmp_path / "trial"))
+    folder.write_json("recipe.json", {"name": "trial", "primary": {"lr": 0.00123}})
+    for step in STEPS:
+        (folder / step).publish(f"mark-{step}", {}, seconds=12.5)
+    for step in TRAINED:
+        name = "accuracy" if step == "ssl" else "psnr"
+        lines = [
+            {"epoch": e, "step": 9 * e, "loss/l1": 5.0 / e, f"validation/{name}": 0.2 * e}
+            for e in (1.0, 2.0, 3.0)
+        ]
+        content = "\n".join(json.dumps(entry) for entry in lines)
+        (folder / step).write("metrics.jsonl", content.encode())
+    pairs = [
+        {"key": f"k{i}", "patient": patient, "split": "test", "phase": "arterial"}
+        | {"slices": 28, "source": "phantom"}
+        for i, patient in enumerate(PATIENTS)
+    ]
+    (folder / "ingest").write("pairs.parquet", parquet(pairs))
+    excluded = [
+        {"key": "k90", "patient": "p90", "reason": "gap", "detail": EVIL},
+        {"key": "k91", "patient": "p91", "reason": "gap", "detail": "step of 5.00 mm"},
+    ]
+    (folder / "ingest").write("excluded.parquet", parquet(excluded))
+
+    summary = []
+    for place, method in enumerate(METHODS):
+        summary += [
+            line(method, "window600/1", "psnr", "image", 27.11 + place, 0.5),
+            line(method, "window600/1", "ssim", "image", 0.811 + place / 100, 0.02),
+            line(method, "paper8/1", "psnr", "image", 29.22 + place, 0.5),
+            line(method, "roi/1", "mae", "vessel", 177.3 - 10 * place, 8.0),
+        ]
+    rows = [
+        {"patient": patient, "n": 28}
+        | {k: entry[k] for k in entry if k not in ("n", "low", "high")}
+        for entry in summary
+        for patient in PATIENTS
+    ]
+    for row in rows:
+        row["value"] = row.pop("mean")
+    evaluate = folder / "evaluate"
+    evaluate.write("rows.parquet", parquet(rows))
+    evaluate.write_json("summary.json", summary)
+    evaluate.write_json(
+        "differences.json",
+        [
+            difference("unet", "window600/1", "psnr", "image", 1.37, 0.4, "better"),
+            difference("unet", "window600/1", "ssim", "image", 0.004, 0.01, "no difference shown"),
+            difference("unet", "roi/1", "mae", "vessel", 6.5, 2.0, "worse"),
+            difference("pix2pix", "window600/1", "psnr", "image", 0.2, 0.3, "no difference shown"),
+        ],
+    )
+    for patient in PATIENTS[:2]:
+        write_panel(folder, patient)
+    return folder
+
+
+def page_of(run):
+    write_report(run)
+    return run.read("report/index.html").decode()
+
+
+def words_of(page):
+    """Text of the page as it is read, without scripts and tags."""
+    page = re.sub(r"(?s)<(script|style)\b.*?</\1>", " ", page)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def test_the_page_says_where_it_is(run):
+    assert write_report(run) == f"{run}/report/index.html"
+
+
+def test_the_page_shows_every_figure_of_the_headline(run):
+    words = words_of(page_of(run))
+    for place, method in enumerate(METHODS):
+        assert METHODS[method] in words
+        assert f"{27.11 + place:.2f}" in words
+        assert f"[{176.3 - 10 * place - 7:.1f}, {185.3 - 10 * place:.1f}]" in words
+    assert "33.11 ● [32.61, 33.61]" in words  # the best PSNR
+    assert "117.3 ● [109.3, 125.3]" in words  # the least artery error
+    assert words.count("●") == 1 + 4  # in the legend, and one for each column
+
+
+def test_the_verdict_is_told_whichever_way_it_falls(run):
+    words = words_of(page_of(run))
+    assert (
+        "DyeFreeNet (refine) against U-Net: better in PSNR; worse in Artery error; "
+        "no difference shown in SSIM." in words
+    )
+    assert "against U-Net + Pix2Pix: no difference shown in PSNR." in words
+    assert "PSNR +1.37 dB [+0.97, +1.77]" in words
+    assert "8 patients: a bootstrap over so few" in words
+
+
+def test_the_papers_steps_stand_beside_ours(run):
+    words = words_of(page_of(run))
+    assert "U-Net PSNR, dB window600/1 +1.37 [+0.97, +1.77] +2.16" in words
+    assert "U-Net + Pix2Pix PSNR, dB window600/1 +0.20 [-0.10, +0.50] +1.02" in words
+
+
+def test_the_origin_of_the_data_is_loud(run):
+    page = page_of(run)
+    assert "MADE-UP PHANTOM" in page.split("<main>")[0]
+    assert "test: 8 made-up patients, 224 slices" in page.split("<main>")[0]
+    assert "For research only" in page
+    pair = {"key": "k", "patient": "p", "split": "test", "phase": "arterial", "slices": 90}
+    (run / "ingest").write("pairs.parquet", parquet([pair | {"source": "real"}]))
+    page = page_of(run)
+    assert "MADE-UP PHANTOM" not in page
+    assert "Real CT: the figures below were measured on patients" in page
+
+
+def test_the_page_asks_nothing_of_the_network(run):
+    page = page_of(run)
+    assert not re.search(r"https?://|//[a-z]+\.|@import|url\(", page)
+    assert not re.search(r"""<(?:script|img|link|iframe)[^>]*\b(?:src|href)=""", page)
+    assert not re.search(r"<[^>]+ (?:style|on\w+)=", page)  # what a strict policy forbids
+
+
+def test_the_policy_admits_just_the_pages_own_script(run):
+    page = page_of(run)
+    (script,) = re.findall(r"(?s)<script>(.*?)</script>", page)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert "default-src 'none'" in page
+
+
+def test_what_comes_from_the_run_is_escaped(run):
+    write_panel(run, "evil<b>")
+    run.write_json("recipe.json", {"name": EVIL})
+    page = page_of(run)
+    assert "<script>alert" not in page
+    assert "<img src=x>" not in page
+    assert "evil<b>" not in page
+    assert EVIL.removeprefix("</script>") in words_of(page)
+
+
+def test_steps_exclusions_and_recipe_are_listed(run):
+    words = words_of(page_of(run))
+    assert "2 series were left out" in words
+    assert "gap 2" in words
+    assert "mark-refine" in words
+    assert "lr: 0.00123" in words
+
+
+def test_a_partial_run_says_what_it_lacks(run):
+    evaluate = run / "evaluate"
+    summary = [e for e in evaluate.read_json("summary.json") if e["method"] in ("identity", "unet")]
+    evaluate.write_json("summary.json", summary)
+    evaluate.write_json("differences.json", [])
+    words = words_of(page_of(run))
+    assert "Not in this run: HU remap, U-Net + Pix2Pix, Primary without SSL, Primary GAN" in words
+    assert "There is nothing to compare" in words
+    assert "Not in this run: HU remap" in table_text(run)
+
+
+def test_a_bare_evaluation_still_has_a_page(tmp_path):
+    run = Folder(str(tmp_path / "bare"))
+    summary = [
+        line("unet", "window600/1", "psnr", "image", 30.0, 0.1) | {"low": None, "high": None}
+    ]
+    run.write_json("evaluate/summary.json", summary)
+    (run / "evaluate").publish("mark", {})
+    words = words_of(page_of(run))
+    assert "Origin of the data unknown" in words
+    assert "30.00" in words
+    assert "No training curves" in words
+    assert "30.00" in table_text(run)
+
+
+def test_no_evaluation_is_refused_in_one_line(run, tmp_path):
+    with pytest.raises(StoreError, match=r"none/evaluate: expected a finished evaluation, found"):
+        write_report(Folder(str(tmp_path / "none")))
+    run.write_json("evaluate/summary.json", [])
+    with pytest.raises(StoreError, match=r"summary.json: expected figures, found none"):
+        table_text(run)
+
+
+def test_files_that_cannot_be_read_are_named(run):
+    run.write("evaluate/panels/patient-9.npz", b"not an archive")
+    with pytest.raises(StoreError, match=r"patient-9.npz: expected arrays of slices"):
+        write_report(run)
+    run.write("evaluate/rows.parquet", b"not a table")
+    with pytest.raises(StoreError, match=r"rows.parquet: expected a Parquet file"):
+        table_text(run)
+
+
+def test_the_terminals_table_has_the_figures_within_its_width(run):
+    text = table_text(run)
+    assert "DyeFreeNet (refine) 33.11* [32.61, 33.61]" in text
+    assert re.search(r"U-Net {12}PSNR dB  window600/1  \+1\.37 \[\+0\.97, \+1\.77\] +\+2\.16", text)
+    table = text.split("\n\nDyeFreeNet (refine) against")[0]
+    assert max(map(len, table.splitlines())) <= 88
+    assert "MADE-UP PHANTOM" in text
+
+
+def test_pictures_give_back_hu_to_two_where_vessels_lie(run):
+    hu = np.arange(-1024, 1401)
+    back = np.array(code_table())[encode_hu(hu)]
+    soft = (hu >= -200) & (hu <= 600)
+    assert np.abs(back - hu)[soft].max() <= 2.0
+    assert np.abs(back - hu)[hu > 600].max() <= 9.0
+    stored = np.load(io.BytesIO(run.read(f"evaluate/panels/{PATIENTS[0]}.npz")))
+    panels, left_out = read_panels(run)
+    image = panels[0]["slices"][1]["images"]["refine"]
+    codes = np.asarray(Image.open(io.BytesIO(base64.b64decode(image))))
+    assert np.array_equal(codes, encode_hu(stored["refine"][1]))
+    assert [entry["index"] for entry in panels[0]["slices"]] == [4, 5, 6]
+    assert left_out == 0
+
+
+def test_pictures_beyond_the_budget_leave_the_middle_slices(run):
+    panels, left_out = read_panels(run, budget=1)
+    assert [len(panel["slices"]) for panel in panels] == [1]
+    assert panels[0]["slices"][0]["index"] == 5
+    assert left_out == 5
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (27.4, 33.1, [26, 28, 30, 32, 34]), (3, 3, None)],
+)
+def test_ticks_are_round_and_enclose_the_data(low, high, expected):
+    found = ticks(low, high, 4)
+    assert found[0] <= low and found[-1] >= high
+    assert expected is None or found == expected
+
+
+@pytest.mark.parametrize("ys", [[1.0], [2.0, 2.0], [0.0, 1e-9], [1e9, 3e9], [float("nan"), 1.0]])
+def test_a_chart_of_odd_values_is_still_well_formed(ys):
+    drawn = line_chart("a <b>", [Line("x", "m-unet", range(len(ys)), ys)])
+    ET.fromstring(drawn)
+    assert "nan" not in drawn
+    assert line_chart("empty", [Line("x", "m-unet", [], [])]) == ""
