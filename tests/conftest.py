@@ -43,25 +43,29 @@ os.environ.update(
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[str]:
     """One Ray cluster for the whole session; tests that use it are marked ``ray``.
 
-    It claims 4 CPUs on any machine, since workers that hold every CPU leave none to Ray Data. The
+    Yields the address to submit jobs to. It claims 4 CPUs on any machine, since workers that hold every CPU leave none to Ray Data. The
     dashboard is on: without it, Tune never gets back what a stopped trial had reserved.
     """
     import ray
 
     # A Unix socket's path holds about 107 bytes, and Ray's own part of it takes most of them.
     folder = tempfile.mkdtemp(prefix="dfn", dir="/tmp")
-    ray.init(
+    # What a submitted job finds in its environment: the cluster's own defaults for runs.
+    os.environ["DYEFREENET_RECIPE"] = str(ROOT / "tests" / "tiny.yaml")
+    os.environ["DYEFREENET_STORE"] = f"{folder}/runs"
+    context = ray.init(
         address="local",
         num_cpus=4,
         include_dashboard=True,
+        dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level="ERROR",
         _temp_dir=folder,
     )
-    yield
+    yield f"http://{context.dashboard_url}"
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 

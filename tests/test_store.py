@@ -52,5 +52,5 @@ def test_fingerprint_follows_config_and_needs_and_not_their_order():
 
 
 def test_an_unknown_kind_of_storage_is_one_line():
-    with pytest.raises(InputError, match="no such storage"):
+    with pytest.raises(InputError, match="no storage of this kind is installed"):
         Folder("nosuch://bucket").read("a")

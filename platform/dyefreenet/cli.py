@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--recipe", default="demo", help="demo, paper, real or a YAML file (default: demo)"
+        "--recipe",
+        default=os.environ.get("DYEFREENET_RECIPE", "demo"),
+        help="demo, paper, real or a YAML file (default: $DYEFREENET_RECIPE or demo)",
     )
     command.add_argument(
         "--set",
@@ -149,7 +151,9 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="change a field, for instance primary.lr=1e-4; repeatable",
     )
-    command.add_argument("--store", help="folder or s3:// for all runs (default: runs)")
+    command.add_argument(
+        "--store", help="folder or s3:// for all runs (default: $DYEFREENET_STORE or runs)"
+    )
     command.add_argument("--run", help="name of the run (default: the recipe's)")
     command.add_argument("-v", "--verbose", action="store_true", help="Ray's talk and tracebacks")
 
@@ -169,9 +173,11 @@ def _open(options: argparse.Namespace) -> tuple[Recipe, Folder]:
 
 def _default_store() -> str:
     """``runs`` here; at home inside a Ray job, whose own folder goes away with it."""
+    if "DYEFREENET_STORE" in os.environ:
+        return os.environ["DYEFREENET_STORE"]
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "/runtime_resources/" in os.getcwd():
         return str(Path.home() / "dyefreenet-runs")
-    return os.environ.get("DYEFREENET_STORE", "runs")
+    return "runs"
 
 
 def _resources(options: argparse.Namespace) -> Resources:
