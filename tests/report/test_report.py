@@ -148,7 +148,7 @@ def test_the_page_shows_every_figure_of_the_headline(run):
 def test_the_verdict_is_told_whichever_way_it_falls(run):
     words = words_of(page_of(run))
     assert (
-        "DyeFreeNet (refine) against U-Net: better in PSNR; worse in Artery error; "
+        "DyeFreeNet (refine) against U-Net: better in PSNR; worse in artery error; "
         "no difference shown in SSIM." in words
     )
     assert "against U-Net + Pix2Pix: no difference shown in PSNR." in words
@@ -159,7 +159,7 @@ def test_the_verdict_is_told_whichever_way_it_falls(run):
 def test_the_papers_steps_stand_beside_ours(run):
     words = words_of(page_of(run))
     assert "U-Net PSNR, dB window600/1 +1.37 [+0.97, +1.77] +2.16" in words
-    assert "U-Net + Pix2Pix PSNR, dB window600/1 +0.20 [-0.10, +0.50] +1.02" in words
+    assert "U-Net + Pix2Pix PSNR, dB window600/1 +0.20 [−0.10, +0.50] +1.02" in words
 
 
 def test_the_origin_of_the_data_is_loud(run):

@@ -49,6 +49,7 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
     """The page as text. Everything that comes from the run is escaped by the template."""
     script = _asset("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["minus"] = lambda text: text.replace("-", "−")
     environment.globals.update(number=words.number, interval=words.interval, label=_label)
     evaluate = results.steps.get("evaluate", {})
     return environment.from_string(_asset("page.html")).render(

@@ -46,6 +46,11 @@ class Column(NamedTuple):
         return "Artery error" if self.metric == "mae" else _METRICS[self.metric][0]
 
     @property
+    def name(self) -> str:
+        """The title within a sentence."""
+        return "artery error" if self.metric == "mae" else self.title
+
+    @property
     def unit(self) -> str:
         return _METRICS[self.metric][1]
 

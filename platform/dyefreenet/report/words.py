@@ -44,7 +44,8 @@ def data_source(results: Results) -> tuple[str, str]:
         made_up = results.patients("phantom", split)
         real = results.patients("real", split)
         who = " + ".join(f"{n} {kind}" for n, kind in ((made_up, "made-up"), (real, "real")) if n)
-        counts.append(f"{split}: {who or 'no'} patients, {slices:,} slices")
+        ending = "" if made_up + real == 1 else "s"
+        counts.append(f"{split}: {who or 'no'} patient{ending}, {slices:,} slices")
     return loud, " · ".join(counts)
 
 
@@ -81,7 +82,7 @@ def verdicts(results: Results) -> list[Verdict]:
             continue
         phrases = []
         for kind in ("better", "worse", "no difference shown", "too few patients"):
-            titles = [finding.column.title for finding in findings if finding.verdict == kind]
+            titles = [finding.column.name for finding in findings if finding.verdict == kind]
             if titles:
                 word = "too few patients to judge" if kind == "too few patients" else f"{kind} in"
                 phrases.append(f"{word} {' and '.join(titles)}")
