@@ -113,7 +113,7 @@ def ssim_map(real: Array, fake: Array, span: float) -> NDArray[np.float64]:
     band = _gaussian_band(STRIP)  # [STRIP + 10, STRIP]
     similarity = np.empty((height, width))
     images = np.empty((4, STRIP + 2 * RADIUS, real.shape[1]))  # x, y, x^2 + y^2, x y
-    blurred = np.empty((4, STRIP, width))
+    lowered, blurred = np.empty((4 * STRIP, real.shape[1])), np.empty((4 * STRIP, width))
     for top in range(0, height, STRIP):
         rows = min(STRIP, height - top)
         tall = slice(top, top + rows + 2 * RADIUS)
@@ -124,22 +124,24 @@ def ssim_map(real: Array, fake: Array, span: float) -> NDArray[np.float64]:
         np.multiply(x, x, out=squares)
         squares += y * y
 
-        down = np.matmul(band[: rows + 2 * RADIUS, :rows].T, strip)  # [4, rows, W]
-        across = blurred[:, :rows]  # [4, rows, W - 10]
+        down = lowered[: 4 * rows].reshape(4, rows, -1)  # [4, rows, W]
+        np.matmul(band[: rows + 2 * RADIUS, :rows].T, strip, out=down)
+        across = blurred[: 4 * rows]  # [4 rows, W - 10]: one product for the four images
         for left in range(0, width, STRIP):
             columns = min(STRIP, width - left)
-            wide = down[:, :, left : left + columns + 2 * RADIUS]
-            np.matmul(
-                wide,
-                band[: columns + 2 * RADIUS, :columns],
-                out=across[:, :, left : left + columns],
-            )
-        mean_x, mean_y, squares, product = across
-        mean_product = mean_x * mean_y
-        mean_squares = mean_x * mean_x + mean_y * mean_y
-        top_part = (2 * mean_product + 0.01**2) * (2 * (product - mean_product) + 0.03**2)
-        bottom_part = (mean_squares + 0.01**2) * (squares - mean_squares + 0.03**2)
-        np.divide(top_part, bottom_part, out=similarity[top : top + rows])
+            wide = lowered[: 4 * rows, left : left + columns + 2 * RADIUS]
+            weights = band[: columns + 2 * RADIUS, :columns]
+            np.matmul(wide, weights, out=across[:, left : left + columns])
+        mean_x, mean_y, squares, product = across.reshape(4, rows, width)
+        means = mean_x * mean_y
+        mean_x *= mean_x
+        mean_y *= mean_y
+        mean_x += mean_y  # now the sum of the squared means
+        product -= means  # the covariance
+        squares -= mean_x  # the sum of the variances
+        above = similarity[top : top + rows]
+        np.multiply(2 * means + 0.01**2, 2 * product + 0.03**2, out=above)
+        above /= (mean_x + 0.01**2) * (squares + 0.03**2)
     return similarity
 
 

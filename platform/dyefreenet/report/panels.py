@@ -79,7 +79,7 @@ def read_panels(run: Folder, budget: int = BUDGET) -> tuple[list[dict[str, Any]]
 
 def _png(hu: NDArray[np.int16]) -> str:
     sink = io.BytesIO()
-    Image.fromarray(encode_hu(hu)).save(sink, "png", optimize=True)
+    Image.fromarray(encode_hu(hu)).save(sink, "png")
     return base64.b64encode(sink.getvalue()).decode()
 
 
