@@ -167,6 +167,18 @@ def test_the_origin_of_the_data_is_loud(run):
     assert "MADE-UP PHANTOM" in page.split("<main>")[0]
     assert "test: 8 made-up patients, 224 slices" in page.split("<main>")[0]
     assert "For research only" in page
+    assert "trained on made-up CT" not in page  # no phantom in the training split
+    (run / "ingest").write(
+        "pairs.parquet",
+        parquet(
+            [
+                {"key": "k", "patient": "p", "split": split, "phase": "arterial", "slices": 90}
+                | {"source": "phantom"}
+                for split in ("train", "test")
+            ]
+        ),
+    )
+    assert "These networks were trained on made-up CT." in page_of(run)
     pair = {"key": "k", "patient": "p", "split": "test", "phase": "arterial", "slices": 90}
     (run / "ingest").write("pairs.parquet", parquet([pair | {"source": "real"}]))
     page = page_of(run)
