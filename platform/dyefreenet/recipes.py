@@ -54,11 +54,11 @@ def demo() -> Recipe:
     fair = {"generator": generator, "slices": 3, "half": True}
     return Recipe(
         name="demo",
-        phantom=PhantomConfig(patients=30, chests=4, matrix=(256,), slices=28),
+        phantom=PhantomConfig(patients=30, chests=8, matrix=(256,), slices=28),
         generator=generator,
         grid=GridConfig(pixel_mm=1.5, size=256, upsample="enhancement"),
         ingest=IngestConfig(validation=0.12, test=0.2),
-        ssl=SslConfig(**(common | {"epochs": 1, "batch": 2, "lr": 1e-3}), head="pooled"),
+        ssl=SslConfig(**(common | {"batch": 2, "lr": 1e-3}), head="pooled"),
         primary=CascadeStageConfig(**gan, perceptual_weight=0.05),
         refine=CascadeStageConfig(**(gan | {"lr": 1e-3}), perceptual_weight=0.05),
         unet=BaselineConfig(**pixel, **fair, adversarial_weight=0.0),
@@ -80,6 +80,7 @@ def real() -> Recipe:
         "validation": 0.06,
         "test": 0.06,
     }
+    values["ssl"] |= {"epochs": 3}
     values["primary"] |= {"perceptual_weight": 0.0, "epochs": 6}
     values["refine"] |= {"perceptual_weight": 0.0, "epochs": 5}
     return Recipe.model_validate(values)

@@ -83,7 +83,6 @@ def sweep(
     Returns:
         The best trial: its values, its objective, and where its recipe lies.
     """
-    import ray
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
     from ray.tune.schedulers import ASHAScheduler
@@ -140,7 +139,7 @@ def sweep(
             run_config=tune.RunConfig(name="tune", storage_path=target.uri, verbose=0),
         )
     results = tuner.fit()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in range(len(results)):
         result = results[number]
         metrics = result.metrics or {}
@@ -153,7 +152,6 @@ def sweep(
                 "error": str(result.error).splitlines()[-1] if result.error else None,
             }
         )
-    ray.shutdown()
     good = [row for row in rows if row["objective"] is not None]
     if not good:
         raise DyeFreeNetError(f"sweep: expected a finished trial, found {len(rows)} that failed")

@@ -20,11 +20,12 @@ from dyefreenet.data.phantom import ARTERIES, LABELS
 from dyefreenet.data.shards import Slab, SlabRecord, read_slab
 from dyefreenet.errors import InputError
 from dyefreenet.evaluate import remap
-from dyefreenet.evaluate.protocols import score_volume
+from dyefreenet.evaluate.protocols import PROTOCOLS, score_volume
 from dyefreenet.evaluate.regions import body_mask
 from dyefreenet.evaluate.statistics import differences, summarise
 from dyefreenet.store import Folder
 
+ORGANS = ("aorta", "liver", "muscle")  # of a phantom, whose HU are compared beside the arteries
 PANEL_SLICES = 6  # of each patient, kept for the figure
 
 
@@ -67,7 +68,11 @@ def evaluate(
         rows += json.loads(row["rows"])
         report(done, len(items))
     write_tables(rows, recipe, target)
-    return {"patients": len({row["patient"] for row in rows})}
+    measured = sorted({row["protocol"] for row in rows})
+    return {
+        "patients": len({row["patient"] for row in rows}),
+        "definitions": {name: PROTOCOLS[name].definition for name in measured},
+    }
 
 
 @cache
@@ -97,9 +102,16 @@ def score_patient(
         predictions[method] = cascade.predict_grid(plain, method)
     patient, rows = slabs[0].patient, []
     vessels = {LABELS[name] for name in ARTERIES}
+    organs = {name: {LABELS[name]} for name in ORGANS}
     for method, predicted in predictions.items():
         for row in score_volume(
-            true, predicted, body, labels, vessels, cascade.recipe.evaluate.protocols
+            true,
+            predicted,
+            body,
+            labels,
+            vessels,
+            cascade.recipe.evaluate.protocols,
+            structures=organs,
         ):
             rows.append({"patient": patient, "method": method} | row)
     chosen = np.unique(np.linspace(0, len(plain) - 1, PANEL_SLICES + 2).round().astype(int)[1:-1])

@@ -55,14 +55,16 @@ class Ticker:
 def records_of(ingest: Folder, stage: str, split: str) -> list[SlabRecord]:
     """Index lines of the shards that a stage reads.
 
-    SSL needs no partner, so it takes the plain series beside the plain side of the pairs.
+    SSL needs no partner: it learns from the plain-only series (D1), and where an archive has none,
+    from the plain side of the training pairs.
 
     Raises:
         InputError: There are none for training.
     """
     records = [SlabRecord(**line) for line in ingest.read_json("slabs.json")]
-    wanted = (split, "ssl") if STAGES[stage].field == "ssl" and split == "train" else (split,)
-    found = [record for record in records if record.split in wanted]
+    found = [record for record in records if record.split == split]
+    if stage == "ssl" and split == "train":
+        found = [record for record in records if record.split == "ssl"] or found
     if not found and split == "train":
         raise InputError(f"{ingest}: expected slices of the split {split!r}, found none")
     return found

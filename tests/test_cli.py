@@ -1,0 +1,122 @@
+"""Bad input: one line that says what, where, expected and found; exit code 1; no traceback."""
+
+import numpy as np
+import pytest
+
+from dyefreenet.cli import main
+
+
+def fails(capsys, *words):
+    """The one line of an error."""
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_missing_recipe(capsys):
+    assert "did you mean 'demo'" in fails(capsys, "run", "--recipe", "dem")
+
+
+def test_recipe_typo(capsys):
+    line = fails(capsys, "run", "--recipe", "demo", "--set", "primary.ephocs=1")
+    assert "primary.ephocs: no such field; did you mean 'primary.epochs'?" in line
+
+
+def test_no_data_named(capsys, tmp_path):
+    line = fails(capsys, "run", "--recipe", "paper", "--store", str(tmp_path))
+    assert "ingest.paired: expected a folder of plain and contrast CT, found none" in line
+
+
+def test_a_stage_whose_needs_are_missing(capsys, tmp_path):
+    line = fails(capsys, "train", "--stage", "refine", "--store", str(tmp_path))
+    assert "it needs 'ingest', which is not done" in line
+
+
+def test_workers_below_one(capsys, tmp_path):
+    assert "expected at least 1" in fails(capsys, "run", "--workers", "0", "--store", str(tmp_path))
+
+
+def test_store_that_cannot_be_written(capsys, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    line = fails(capsys, "run", "--recipe", "demo", "--store", str(file))
+    assert "expected a place that can be read and written" in line
+
+
+def test_s3_without_credentials(capsys, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    line = fails(capsys, "run", "--recipe", "demo", "--store", "s3://bucket/runs")
+    assert "s3://bucket/runs" in line and "AWS_ACCESS_KEY_ID" in line
+
+
+def test_generate_from_nothing(capsys, tmp_path):
+    out = str(tmp_path / "out")
+    missing = fails(capsys, "generate", "-i", str(tmp_path / "none"), "-o", out)
+    assert "none" in missing and "expected" in missing
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty" in fails(capsys, "generate", "-i", str(empty), "-o", out)
+
+
+def test_generate_from_a_file_that_is_no_ct(capsys, tmp_path):
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(b"not DICOM")
+    line = fails(capsys, "generate", "-i", str(folder), "-o", str(tmp_path / "out"))
+    assert "expected" in line
+    nifti = tmp_path / "a.nii.gz"
+    nifti.write_bytes(b"not NIfTI")
+    assert "unreadable" in fails(
+        capsys, "generate", "-i", str(nifti), "-o", str(tmp_path / "o.nii")
+    )
+
+
+def test_generate_with_a_folder_that_is_no_run(capsys, tmp_path):
+    line = fails(
+        capsys, "generate", "-i", str(tmp_path), "-o", str(tmp_path / "o"), "--run", str(tmp_path)
+    )
+    assert "expected a run with recipe.json, found none" in line
+
+
+def test_sweep_over_a_field_that_does_not_exist(capsys, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text("primary.lamda: {log: [0.001, 100]}\n")
+    line = fails(capsys, "sweep", "--space", str(space), "--store", str(tmp_path))
+    assert "primary.lamda: no such field" in line
+    space.write_text("primary.lr: {log: [1, 0.1]}\n")
+    line = fails(capsys, "sweep", "--space", str(space), "--store", str(tmp_path))
+    assert "expected low < high" in line
+
+
+def test_describe_prints_the_papers_network(capsys):
+    assert main(["describe", "--recipe", "paper"]) == 0
+    out = capsys.readouterr().out
+    assert "9,140,201" in out and "GFLOP" in out and "mse_weight: 0.01" in out
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "research only" in capsys.readouterr().out
+    assert main([]) == 0
+
+
+def test_generate_with_the_shipped_weights(capsys, tmp_path):
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(0)
+    image = sitk.GetImageFromArray(rng.normal(40, 10, (4, 64, 64)).astype(np.int16))
+    image.SetSpacing((1.7, 1.7, 3.0))
+    sitk.WriteImage(image, str(tmp_path / "ct.nii.gz"))
+    target = tmp_path / "out.nii.gz"
+    assert main(["generate", "-i", str(tmp_path / "ct.nii.gz"), "-o", str(target)]) == 0
+    assert "made-up CT" in capsys.readouterr().err  # said loudly
+    made = sitk.ReadImage(str(target))
+    assert made.GetSpacing() == image.GetSpacing() and made.GetSize() == image.GetSize()
