@@ -28,14 +28,14 @@ from dyefreenet.errors import InputError
 
 ALL = ("plain", "arterial", "portal", "delayed")
 SMALL = PhantomConfig(
-    matrix=(112,), slices=36, slice_mm=(6.0, 6.0), phases=ALL, motion_mm=(0.0, 0.0),
+    matrix=(112,), slices=50, slice_mm=(6.0, 6.0), phases=ALL, motion_mm=(0.0, 0.0),
     noise_hu=(6.0, 8.0), seed=20,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def abdomen() -> Patient:
-    """The first patient whose scan shows the abdomen, calcium and both ends of the aorta's fork."""
+    """The first patient whose scan shows the abdomen and the aorta's fork."""
     wanted = (
         "aorta",
         "iliac",
@@ -48,7 +48,7 @@ def abdomen() -> Patient:
         "stomach",
     )
     glance = SMALL.model_copy(update={"phases": ("plain",)})
-    for index in (5, *range(40)):  # 5 is the one today; a change of the anatomy may find another
+    for index in range(40):
         counts = np.bincount(make_patient(glance, index).labels.ravel(), minlength=256)
         if min(counts[LABELS[name]] for name in wanted) > 25:
             return make_patient(SMALL, index)
@@ -122,11 +122,15 @@ def test_medulla_lags_in_the_arterial_phase_and_has_caught_up_in_the_portal(abdo
     assert abs(gap("portal")) < 40
 
 
-def test_plaque_is_bright_in_both_phases(abdomen):
-    plaque = abdomen.labels == LABELS["plaque"]
-    assert plaque.sum() > 5
-    for phase in ("plain", "arterial"):
-        assert np.median(abdomen.phases[phase].hu[plaque]) > 130
+def test_plaque_is_bright_in_both_phases():
+    config = SMALL.model_copy(update={"slices": 24, "phases": ("plain", "arterial")})
+    for index in range(40):
+        patient = make_patient(config, index)
+        plaque = patient.labels == LABELS["plaque"]
+        if plaque.sum() > 20:
+            break
+    for volume in patient.phases.values():
+        assert np.median(volume.hu[plaque]) > 130
 
 
 def test_bone_and_fat_do_not_change(abdomen):

@@ -216,7 +216,10 @@ def _diaphragm(x: Array, y: Array, grain: Array, rng: Generator) -> Array:
     """Height of the dome over every column, mm: deep beside the wall, the right side higher."""
     top = rng.uniform(355, 400)
     side = np.where(x < 0, top, top - rng.uniform(3, 22)).astype(np.float32)
-    q = ((np.abs(x) - 66) / 70) ** 2 + ((y + 14) / 82) ** 2
+    # Steep towards the wall; between the domes a tendon, hardly lower: liver reaches across there.
+    beside = (np.abs(x) - 66) / 70
+    beside = np.where(beside < 0, np.float32(rng.uniform(0.2, 0.7)) * beside, beside)
+    q = beside**2 + ((y + 14) / 82) ** 2
     return np.maximum(side - rng.uniform(48, 85) * q, 262) + 2 * grain
 
 
