@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ os.environ.update(
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",  # starved of CPUs: an error, not a silent hang
     RAY_CHDIR_TO_TRIAL_DIR="0",
     OMP_NUM_THREADS="1",
+    # A job's `python3` is the first one on its cluster's PATH, as in an activated environment.
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     PYTHONPATH=os.pathsep.join(
         [str(ROOT / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
     ),
@@ -46,8 +49,9 @@ os.environ.update(
 def cluster() -> Iterator[str]:
     """One Ray cluster for the whole session; tests that use it are marked ``ray``.
 
-    Yields the address to submit jobs to. It claims 4 CPUs on any machine, since workers that hold every CPU leave none to Ray Data. The
-    dashboard is on: without it, Tune never gets back what a stopped trial had reserved.
+    Yields the address to submit jobs to. It claims 4 CPUs on any machine, since workers that hold
+    every CPU leave none to Ray Data. The dashboard is on: without it, Tune never gets back what a
+    stopped trial had reserved.
     """
     import ray
 

@@ -32,12 +32,10 @@ ALL = {
 
 def submit(address, *words):
     """`ray job submit` as a user types it in the project's root."""
-    ray = Path(sys.executable).with_name("ray")
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": address}
-    environment["PATH"] = f"{ray.parent}{os.pathsep}{environment['PATH']}"
     for _ in range(12):
         done = subprocess.run(
-            [str(ray), "job", "submit", *words],
+            ["ray", "job", "submit", *words],
             cwd=ROOT,
             env=environment,
             capture_output=True,
