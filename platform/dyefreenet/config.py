@@ -37,7 +37,7 @@ class PhantomConfig(Frozen):
     chest_noise_hu: tuple[PositiveFloat, PositiveFloat] = (22.0, 50.0)  # sd, low dose
     motion_mm: tuple[float, float] = (0.0, 4.0)  # peak displacement between phases
     jpegls: Share = 0.25  # share of series compressed as JPEG-LS lossless
-    label_maps: str | None = None  # folder of label maps of real CT; None: analytic bodies alone
+    label_maps: tuple[str, ...] = ()  # of real CT: files, or folders of *.nii.gz
     label_map_share: Share = 0.5  # of patients, where label maps are given
     seed: int = 20
 

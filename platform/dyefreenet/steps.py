@@ -70,6 +70,9 @@ def phantom(context: Context, planned: Planned) -> dict[str, Any]:
     """The made-up archive: ``dicom/`` and, beside it, ``truth/``."""
     config = context.recipe.phantom
     assert config is not None  # the step exists only with a phantom
+    # Workers run elsewhere than here, so paths are made whole; the config keeps them as written.
+    maps = tuple(str(Path(place).absolute()) for place in config.label_maps)
+    config = config.model_copy(update={"label_maps": maps})
     target = context.run / "phantom"
     jobs: list[tuple[int, Literal["patient", "chest"]]] = []
     jobs += [(i, "patient") for i in range(config.patients)]

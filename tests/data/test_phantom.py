@@ -265,7 +265,7 @@ def test_a_label_map_of_real_ct_is_a_second_source(tmp_path: Path):
     image.SetSpacing((4.0, 4.0, 4.0))
     sitk.WriteImage(image, str(tmp_path / "map.nii.gz"))
     config = SMALL.model_copy(
-        update={"label_maps": str(tmp_path), "label_map_share": 1.0, "slices": 8}
+        update={"label_maps": (str(tmp_path),), "label_map_share": 1.0, "slices": 8}
     )
     patient = make_patient(config, 0)
     assert {"liver", "aorta", "bone", "body_fat"} <= {
@@ -274,4 +274,4 @@ def test_a_label_map_of_real_ct_is_a_second_source(tmp_path: Path):
     assert 190 < median_hu(patient, "arterial", "aorta") < 460
     assert median_hu(patient, "arterial", "liver") < 100
     with pytest.raises(InputError, match="found none"):
-        make_patient(config.model_copy(update={"label_maps": str(tmp_path / "no")}), 0)
+        make_patient(config.model_copy(update={"label_maps": (str(tmp_path / "no"),)}), 0)

@@ -8,6 +8,7 @@ or contents, so those are made: a hull around what is labelled, and layers by di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,11 +101,14 @@ def read_label_map(path: Path) -> LabelMap:
     return LabelMap(labels, spacing, depth.astype(np.float32), rim.astype(np.float32))
 
 
-def choose_label_map(folder: str, rng: Generator) -> LabelMap:
-    """One of a folder's maps."""
-    paths = sorted(Path(folder).glob("*.nii.gz"))
-    if not paths:
-        raise InputError(f"{folder}: expected label maps named *.nii.gz, found none")
+def choose_label_map(places: Sequence[str], rng: Generator) -> LabelMap:
+    """One of the maps that files and folders name."""
+    paths: list[Path] = []
+    for place in map(Path, places):
+        found = sorted(place.glob("*.nii.gz")) if place.is_dir() else [place]
+        if not found or not found[0].is_file():
+            raise InputError(f"{place}: expected a label map or a folder of *.nii.gz, found none")
+        paths += found
     return read_label_map(paths[rng.integers(len(paths))])
 
 

@@ -111,7 +111,7 @@ def _make(
     anatomy = rng("anatomy")
     aside = draw.normal([0, 5], [10, 8])
     source = rng("source")
-    if config.label_maps is not None and source.uniform() < config.label_map_share:
+    if config.label_maps and source.uniform() < config.label_map_share:
         label_map = choose_label_map(config.label_maps, source)
         height = source.uniform(-0.4, 0.4) * label_map.height_mm
         warp = draw_warp(draw, np.clip(size, 0.85, 1.2), np.array([*aside, height]))
