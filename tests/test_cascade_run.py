@@ -235,3 +235,17 @@ def test_a_sweep_finds_a_recipe_that_runs(run):
     tuned = recipes.load(best["recipe"])
     assert tuned.unet.mse_weight == pytest.approx(best["values"]["unet.mse_weight"])
     assert tuned.primary == recipe.primary
+
+
+def test_an_exported_package_predicts_what_its_run_does(run, tmp_path):
+    from dyefreenet.generate.package import export
+
+    names = export(run, Folder(str(tmp_path)), "make demo")
+    assert "MODEL_CARD.md" in names and "refine/weights/generator.safetensors" in names
+    assert not any("discriminator" in name for name in names)
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "Research only" in card and "10 made-up patients" in card and "make demo" in card
+    plain = np.random.default_rng(0).normal(40, 20, (3, 64, 64)).astype(np.int16)
+    volume = Volume(plain, (3.0, 2.0, 2.0))
+    ours = Cascade.load(Folder(str(tmp_path))).predict(volume)
+    assert np.array_equal(ours.hu, Cascade.load(run).predict(volume).hu)

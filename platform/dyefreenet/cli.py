@@ -128,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
     generate.set_defaults(call=_generate)
 
+    export = commands.add_parser("export", help="a trained cascade as a small folder of its own")
+    export.add_argument("--run", required=True, help="run folder, with a finished refine stage")
+    export.add_argument("-o", "--output", required=True, help="folder for the package")
+    export.add_argument("--command", default="", help="what made the run, for the model card")
+    export.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
+    export.set_defaults(call=_export)
+
     describe = commands.add_parser("describe", help="config, parameters and FLOPs of a recipe")
     _add_recipe(describe)
     describe.set_defaults(call=_describe)
@@ -265,6 +272,14 @@ def _generate(options: argparse.Namespace) -> None:
     )
     seconds = time.monotonic() - began
     print(f"{made}\n{duration(seconds)}, {seconds / len(made.virtual.hu):.2f} s/slice")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dyefreenet.generate.package import export
+
+    run, target = Folder(options.run), Folder(options.output)
+    names = export(run, target, options.command or f"dyefreenet run (in {Path(options.run).name})")
+    print(f"{len(names)} files in {target}")
 
 
 def _describe(options: argparse.Namespace) -> None:

@@ -1,0 +1,88 @@
+"""A trained cascade as a small folder of its own: what generation needs, and a model card."""
+
+from __future__ import annotations
+
+import hashlib
+
+from dyefreenet import __version__
+from dyefreenet.cascade import Cascade
+from dyefreenet.config import Recipe
+from dyefreenet.errors import InputError
+from dyefreenet.store import Folder
+
+WEIGHTS = "weights/generator.safetensors"
+
+
+def export(run: Folder, target: Folder, command: str) -> list[str]:
+    """Copy recipe, manifests and generators of primary and refine; the folder loads like a run.
+
+    Args:
+        command: What made the run, for the model card.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        InputError: The run has no finished refine stage.
+        StoreError: A file was changed since it was saved.
+    """
+    cascade = Cascade.load(run)  # checks every digest, and that the weights fit the recipe
+    if "refine" not in cascade.methods:
+        raise InputError(f"{run}: expected a finished refine stage, found {list(cascade.methods)}")
+    contents = {"recipe.json": run.read("recipe.json")}
+    for step in ("primary", "refine"):
+        contents[f"{step}/{WEIGHTS}"] = run.read(f"{step}/{WEIGHTS}")
+    for name, content in contents.items():
+        target.write(name, content)
+    for step in ("primary", "refine"):
+        manifest = (run / step).manifest()
+        assert manifest is not None  # Cascade.load has read it
+        kept = {"files": {WEIGHTS: manifest["files"][WEIGHTS]}}
+        target.write_json(f"{step}/manifest.json", manifest | kept)
+    target.write("MODEL_CARD.md", model_card(cascade.recipe, run, command).encode())
+    names = [name for name in target.names() if name != "SHA256SUMS"]
+    sums = [f"{hashlib.sha256(target.read(name)).hexdigest()}  {name}\n" for name in names]
+    target.write("SHA256SUMS", "".join(sums).encode())
+    return [*names, "SHA256SUMS"]
+
+
+def model_card(recipe: Recipe, run: Folder, command: str) -> str:
+    """What the weights are, what they may be used for, and what they scored, in Markdown."""
+    made_up = recipe.phantom is not None and not recipe.ingest.paired
+    if made_up and recipe.phantom is not None:
+        data = (
+            f"Pairs: {recipe.phantom.patients} made-up patients (the phantom) and no real one. "
+            "No figure below says anything about a patient."
+        )
+    else:
+        data = "Pairs: CT of the archives that the recipe names."
+    lines = [
+        "# Model card: DyeFreeNet cascade",
+        "",
+        "**Research only. Not for diagnosis or treatment.** The network guesses where iodine would",
+        "have gone. It can light up what would not have enhanced, and miss what would.",
+        "",
+        f"- Version: dyefreenet {__version__}; phase: {recipe.ingest.phase}",
+        f"- Made by: `{command}`",
+        f"- {data}",
+        f"- Self-supervised start: plain series of {', '.join(recipe.ingest.plain) or 'the phantom'}"
+        + (" and of the phantom" if recipe.ingest.plain and recipe.phantom else ""),
+        "- Input: plain CT in HU, axial, any matrix; the networks see "
+        f"{recipe.grid.pixel_mm or 'the scanner’s own'} mm pixels and HU "
+        f"{recipe.grid.window[0]:.0f} to {recipe.grid.window[1]:.0f}",
+        "- Output: the same slices with the predicted change added; air, padding and what lies "
+        "outside the window stay as they were",
+        "- Files: safetensors and JSON; their SHA-256 are in SHA256SUMS and checked when loaded",
+    ]
+    if run.exists("evaluate/summary.json"):
+        kind = "made-up" if made_up else "test"
+        lines += ["", f"Scores on {kind} patients held out (mean, 95 % interval, patients):", ""]
+        for row in run.read_json("evaluate/summary.json"):
+            shown = (row["metric"], row["region"]) in {("psnr", "image"), ("mae", "vessel")}
+            if row["method"] in ("identity", "refine") and shown:
+                span = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+                lines.append(
+                    f"- {row['method']}, {row['metric']} of {row['region']}, {row['protocol']}: "
+                    f"{row['mean']:.2f}{span}, n={row['n']}"
+                )
+    return "\n".join(lines) + "\n"
