@@ -56,6 +56,10 @@ def model_card(recipe: Recipe, run: Folder, command: str) -> str:
         )
     else:
         data = "Pairs: CT of the archives that the recipe names."
+    plain = [*recipe.ingest.plain, *(["the phantom"] if recipe.phantom else [])]
+    pixels = (
+        f"{recipe.grid.pixel_mm} mm pixels" if recipe.grid.pixel_mm else "the pixels as scanned"
+    )
     lines = [
         "# Model card: DyeFreeNet cascade",
         "",
@@ -65,10 +69,8 @@ def model_card(recipe: Recipe, run: Folder, command: str) -> str:
         f"- Version: dyefreenet {__version__}; phase: {recipe.ingest.phase}",
         f"- Made by: `{command}`",
         f"- {data}",
-        f"- Self-supervised start: plain series of {', '.join(recipe.ingest.plain) or 'the phantom'}"
-        + (" and of the phantom" if recipe.ingest.plain and recipe.phantom else ""),
-        "- Input: plain CT in HU, axial, any matrix; the networks see "
-        f"{recipe.grid.pixel_mm or 'the scanner’s own'} mm pixels and HU "
+        f"- Self-supervised start: plain series of {' and '.join(plain) or 'the pairs'}",
+        f"- Input: plain CT in HU, axial, any matrix; the networks see {pixels} and HU "
         f"{recipe.grid.window[0]:.0f} to {recipe.grid.window[1]:.0f}",
         "- Output: the same slices with the predicted change added; air, padding and what lies "
         "outside the window stay as they were",
