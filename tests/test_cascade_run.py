@@ -22,7 +22,7 @@ from dyefreenet.store import Folder
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests" / "tiny.yaml")
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ALL = {
     *("phantom", "ingest", "ssl", "primary", "primary_scratch", "refine", "unet", "pix2pix"),
@@ -40,7 +40,7 @@ def submit(address, *words):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=800,
+            timeout=1500,
         )
         if "No available agent" not in done.stderr:
             break
