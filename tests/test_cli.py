@@ -114,9 +114,12 @@ def test_generate_with_the_shipped_weights(capsys, tmp_path):
     rng = np.random.default_rng(0)
     image = sitk.GetImageFromArray(rng.normal(40, 10, (4, 64, 64)).astype(np.int16))
     image.SetSpacing((1.7, 1.7, 3.0))
+    image = sitk.DICOMOrient(image, "RAS")  # axes that run the other way
     sitk.WriteImage(image, str(tmp_path / "ct.nii.gz"))
     target = tmp_path / "out.nii.gz"
     assert main(["generate", "-i", str(tmp_path / "ct.nii.gz"), "-o", str(target)]) == 0
     assert "made-up CT" in capsys.readouterr().err  # said loudly
     made = sitk.ReadImage(str(target))
     assert made.GetSpacing() == image.GetSpacing() and made.GetSize() == image.GetSize()
+    assert made.GetOrigin() == pytest.approx(image.GetOrigin())
+    assert made.GetDirection() == image.GetDirection()

@@ -464,10 +464,24 @@ def read_nifti(path: str | Path) -> Volume:
     return Volume(hu, (z, y, x), image.GetOrigin(), direction, padding if padding.any() else None)
 
 
-def write_nifti(volume: Volume, path: str | Path) -> None:
-    """Write HU and geometry; what was padding is written as -1024 HU."""
+def write_nifti(volume: Volume, path: str | Path, axes: str = "LPS") -> None:
+    """Write HU and geometry; what was padding is written as -1024 HU.
+
+    Args:
+        axes: Order and sense of the file's axes; ``nifti_axes`` tells those of another file.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(to_image(volume), str(path), useCompression=str(path).endswith(".gz"))
+    image = sitk.DICOMOrient(to_image(volume), axes)
+    sitk.WriteImage(image, str(path), useCompression=str(path).endswith(".gz"))
+
+
+def nifti_axes(path: str | Path) -> str:
+    """Where a file's axes point, as in "RAS"; its voxels are not read."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    find = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+    return str(find(reader.GetDirection()))
 
 
 def read_labels(path: str | Path, volume: Volume) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import numpy as np
 from dyefreenet import __version__
 from dyefreenet.cascade import Cascade
 from dyefreenet.data.archive import scan
-from dyefreenet.data.dicom import fetch, read_nifti_at, read_series, write_nifti
+from dyefreenet.data.dicom import fetch, nifti_axes, read_nifti_at, read_series, write_nifti
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import InputError
 from dyefreenet.generate.export import write_series
@@ -65,7 +65,9 @@ def generate(
         virtual = cascade.predict(plain, method, tick)
         path = target if target.lower().endswith(NIFTI) else f"{target}/virtual_contrast.nii.gz"
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_nifti(virtual, path)
+        # Voxel [i, j, k] of the output is voxel [i, j, k] of the input, whichever way its axes run.
+        axes = nifti_axes(source) if Path(source).is_file() else "LPS"
+        write_nifti(virtual, path, axes)
         return Generated(plain, virtual, path, 1)
     rows = [row for row in scan(source) if row.modality == "CT" and not row.localizer]
     if len(rows) != 1:
