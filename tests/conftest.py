@@ -57,6 +57,7 @@ def cluster() -> Iterator[str]:
 
     # A Unix socket's path holds about 107 bytes, and Ray's own part of it takes most of them.
     folder = tempfile.mkdtemp(prefix="dfn", dir="/tmp")
+    os.environ["RAY_TMPDIR"] = folder  # where a job looks for its cluster, should there be others
     # What a submitted job finds in its environment: the cluster's own defaults for runs.
     os.environ["DYEFREENET_RECIPE"] = str(ROOT / "tests" / "tiny.yaml")
     os.environ["DYEFREENET_STORE"] = f"{folder}/runs"
@@ -67,7 +68,6 @@ def cluster() -> Iterator[str]:
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level="ERROR",
-        _temp_dir=folder,
     )
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
