@@ -4,7 +4,7 @@
     python benchmarks/real_ct.py --real ../shared/data --out docs/images [--run runs/real]
 
 The aorta's course, and squares inside liver and muscle, were marked by hand on the plain slices
-(index from the lowest slice, row, column). No true contrast scan of these patients exists, so this
+(slices counted from the lowest). No true contrast scan of these patients exists, so this
 tells what lights up and what stays, not whether the HU are right. Writes real-*.png and a table.
 """
 
@@ -28,7 +28,7 @@ from dyefreenet.evaluate.regions import body_mask
 from dyefreenet.store import Folder
 
 ABDOMEN, CHEST = "acrin_flt001_abdpelvis_nc", "nlst_101287_lowdose_nc"
-AORTA = {  # slice, row, column of the centre
+AORTA = {  # slice, column, row of the centre
     ABDOMEN: [
         *((40, 247, 279), (45, 250, 274), (50, 251, 271), (55, 247, 280), (60, 251, 284)),
         *((65, 251, 285), (70, 252, 287), (75, 254, 291), (80, 257, 291), (85, 260, 292)),
@@ -62,7 +62,7 @@ def aorta(volume: NDArray[np.int16], name: str, pixel: float) -> NDArray[np.floa
     return np.array(
         [
             np.median(volume[z][np.hypot(rows - y, columns - x) * pixel < RADIUS_MM])
-            for z, y, x in AORTA[name]
+            for z, x, y in AORTA[name]
         ]
     )
 
