@@ -36,6 +36,7 @@ from dyefreenet.train.loop import Numbers, fit
 from dyefreenet.train.state import load_weights
 
 READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
+READERS = 2  # processes that fetch for one worker; each new one costs seconds to start
 TOGETHER = 8  # shards fetched by one task
 PORTION = 64  # shards read ahead at a time: a few hundred megabytes at 512x512
 
@@ -179,8 +180,11 @@ def worker(payload: dict[str, Any]) -> None:
             ray.train.report(numbers, saved)
 
     def validation() -> Iterator[Batch]:
-        paths = [record.path for record in records_of(ingest, stage, "validation")]
-        return in_order(fetch(ingest, paths), config.batch) if chief and paths else iter(())
+        """A small set, once an epoch: read here, since a Ray Data run costs more than it saves."""
+        if chief:
+            held_out = records_of(ingest, stage, "validation")
+            slabs = (read_slab(ingest.read(record.path)) for record in held_out)
+            yield from in_order(slabs, config.batch)
 
     told = time.monotonic()
 
@@ -233,7 +237,7 @@ def fetch(folder: Folder, paths: list[str]) -> Iterator[Slab]:
         items = [{"path": path} for path in paths[start : start + PORTION]]
         return (
             ray.data.from_items(items, override_num_blocks=-(-len(items) // TOGETHER))
-            .map_batches(read, batch_size=TOGETHER, num_cpus=READ_CPUS)
+            .map_batches(read, batch_size=TOGETHER, num_cpus=READ_CPUS, concurrency=READERS)
             .materialize()
         )
 
