@@ -97,7 +97,7 @@ def real() -> Recipe:
     }
     values["ssl"] |= {"epochs": 3}
     values["primary"] |= {"perceptual_weight": 0.0, "epochs": 7}
-    values["refine"] |= {"perceptual_weight": 0.0, "epochs": 5}
+    values["refine"] |= {"perceptual_weight": 0.0, "epochs": 3}
     return Recipe.model_validate(values)
 
 
