@@ -116,6 +116,7 @@ def test_generate_with_the_shipped_weights(capsys, tmp_path):
     image.SetSpacing((1.7, 1.7, 3.0))
     image = sitk.DICOMOrient(image, "RAS")  # axes that run the other way
     sitk.WriteImage(image, str(tmp_path / "ct.nii.gz"))
+    image = sitk.ReadImage(str(tmp_path / "ct.nii.gz"))  # the header holds 32-bit numbers
     target = tmp_path / "out.nii.gz"
     assert main(["generate", "-i", str(tmp_path / "ct.nii.gz"), "-o", str(target)]) == 0
     assert "made-up CT" in capsys.readouterr().err  # said loudly
