@@ -59,12 +59,12 @@ def demo() -> Recipe:
         grid=GridConfig(pixel_mm=1.5, size=256, upsample="enhancement"),
         ingest=IngestConfig(validation=0.12, test=0.2),
         ssl=SslConfig(**(common | {"batch": 2, "lr": 1e-3}), head="pooled"),
-        primary=CascadeStageConfig(**(gan | {"epochs": 4}), perceptual_weight=0.05),
-        refine=CascadeStageConfig(**(gan | {"lr": 1e-3}), perceptual_weight=0.05),
+        primary=CascadeStageConfig(**(gan | {"epochs": 3}), perceptual_weight=0.05),
+        refine=CascadeStageConfig(**(gan | {"lr": 1e-3, "epochs": 1}), perceptual_weight=0.05),
         # As many epochs as primary and refine together.
-        unet=BaselineConfig(**(pixel | {"epochs": 6}), **fair, adversarial_weight=0.0),
+        unet=BaselineConfig(**(pixel | {"epochs": 4}), **fair, adversarial_weight=0.0),
         pix2pix=BaselineConfig(
-            **(gan | {"epochs": 6, "mse_weight": 0.0, "l1_weight": 10.0}), **fair
+            **(gan | {"epochs": 4, "mse_weight": 0.0, "l1_weight": 10.0}), **fair
         ),
     )
 
