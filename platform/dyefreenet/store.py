@@ -67,14 +67,8 @@ class Folder:
             return bytes(fs.cat_file(f"{root}/{name}"))
         except FileNotFoundError as error:
             raise InputError(f"{self.uri}/{name}: expected a file, found none") from error
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             raise _refused(self.uri, error) from error
-        except (
-            Exception
-        ) as error:  # botocore's errors are no OSError, and no import is worth it here
-            if type(error).__module__.startswith(("botocore", "aiobotocore")):
-                raise _refused(self.uri, error) from error
-            raise
 
     def write(self, name: str, content: bytes) -> None:
         """Put a file in place whole or not at all."""
@@ -149,7 +143,7 @@ class Folder:
 
 def _refused(uri: str, error: Exception) -> Exception:
     """What storage answers as our own error; what is none of its answers stays as it is."""
-    if not isinstance(error, OSError) and not type(error).__module__.startswith(
+    if not isinstance(error, (OSError, RuntimeError)) and not type(error).__module__.startswith(
         ("botocore", "aiobotocore")  # whose errors are no OSError, and are not worth an import
     ):
         return error

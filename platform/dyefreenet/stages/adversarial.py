@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from dyefreenet.config import AdversarialConfig, CascadeStageConfig, GridConfig
+from dyefreenet.config import AdversarialConfig, CascadeStageConfig, GridConfig, Recipe
 from dyefreenet.errors import StoreError
 from dyefreenet.models import losses
 from dyefreenet.models.discriminators import PatchDiscriminator
@@ -15,6 +15,8 @@ from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.train.state import TrainState, adam, update
 
 # B batch, C channels, H W pixels; all slices in [-1, 1].
+
+Load = Callable[[str], dict[str, Tensor]]  # name of a step to its generator's weights
 
 ENHANCED_HU = 100.0  # true change from which a pixel counts as enhanced, in validation
 
@@ -24,6 +26,17 @@ def add_discriminator(state: TrainState, channels: int, config: AdversarialConfi
     network = PatchDiscriminator(channels, config.discriminator_base, config.discriminator_norm)
     state.networks["discriminator"] = network
     state.optimisers["discriminator"] = adam(network, config, config.discriminator_lr_factor)
+
+
+def add_judges(state: TrainState, config: CascadeStageConfig, recipe: Recipe, load: Load) -> None:
+    """What a cascade stage is judged by: the frozen feature network, and a new discriminator."""
+    eye = HighResolutionGenerator(recipe.generator)  # random unless SSL gives its weights (L3)
+    if config.perceptual_features == "ssl":
+        take_weights(eye, load("ssl"), "ssl")
+    if config.perceptual_weight:
+        state.frozen["features"] = freeze(eye)
+    if config.adversarial_weight:
+        add_discriminator(state, 6, config)
 
 
 def take_weights(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

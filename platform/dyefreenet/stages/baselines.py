@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from dyefreenet.config import BaselineConfig, GridConfig, Recipe
 from dyefreenet.models.generators import UNet
 from dyefreenet.models.scale import to_full, to_half
-from dyefreenet.stages.adversarial import add_discriminator, centre, score_predictions, update_both
-from dyefreenet.stages.primary import Load
+from dyefreenet.stages.adversarial import (
+    Load,
+    add_discriminator,
+    centre,
+    score_predictions,
+    update_both,
+)
 from dyefreenet.train.state import TrainState, adam
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -10,31 +10,23 @@ from dyefreenet.config import CascadeStageConfig, GridConfig, Recipe
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.models.scale import to_full, to_half
 from dyefreenet.stages.adversarial import (
-    add_discriminator,
+    Load,
+    add_judges,
     centre,
-    freeze,
     score_predictions,
     take_weights,
     update_both,
 )
 from dyefreenet.train.state import TrainState, adam
 
-Load = Callable[[str], dict[str, Tensor]]  # name of a step to its generator's weights
-
 
 def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
     """G from the SSL weights (or random, the ablation), a new D, and the frozen feature network."""
     generator = HighResolutionGenerator(recipe.generator)
-    eye = HighResolutionGenerator(recipe.generator)  # random unless SSL gives its weights (L3)
     if config.init == "previous":
         take_weights(generator, load("ssl"), "ssl")
-    if config.perceptual_features == "ssl":
-        take_weights(eye, load("ssl"), "ssl")
     state = TrainState({"generator": generator}, {"generator": adam(generator, config)})
-    if config.perceptual_weight:
-        state.frozen["features"] = freeze(eye)
-    if config.adversarial_weight:
-        add_discriminator(state, 6, config)
+    add_judges(state, config, recipe, load)
     return state
 
 

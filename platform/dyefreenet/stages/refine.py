@@ -11,14 +11,14 @@ from dyefreenet.config import CascadeStageConfig, GridConfig, Recipe
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.models.scale import to_full, to_half
 from dyefreenet.stages.adversarial import (
-    add_discriminator,
+    Load,
+    add_judges,
     centre,
     freeze,
     score_predictions,
     take_weights,
     update_both,
 )
-from dyefreenet.stages.primary import Load
 from dyefreenet.train.state import TrainState, adam
 
 
@@ -29,15 +29,9 @@ def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
     generator = HighResolutionGenerator(recipe.generator)
     if config.init == "previous":
         take_weights(generator, load("primary"), "primary")
-    eye = HighResolutionGenerator(recipe.generator)
-    if config.perceptual_features == "ssl":
-        take_weights(eye, load("ssl"), "ssl")
     state = TrainState({"generator": generator}, {"generator": adam(generator, config)})
     state.frozen["primary"] = freeze(primary)
-    if config.perceptual_weight:
-        state.frozen["features"] = freeze(eye)
-    if config.adversarial_weight:
-        add_discriminator(state, 6, config)
+    add_judges(state, config, recipe, load)
     return state
 
 

@@ -12,7 +12,7 @@ from dyefreenet.models.classifier import IntensityHead
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.models.losses import intensity_loss
 from dyefreenet.models.scale import to_half
-from dyefreenet.stages.primary import Load
+from dyefreenet.stages.adversarial import Load
 from dyefreenet.train.state import TrainState, adam, update
 
 
