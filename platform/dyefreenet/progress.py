@@ -10,12 +10,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Line:
-    """What is known of one step."""
+    """When a step began, and when it was last told."""
 
-    done: int = 0
-    total: int = 0
-    unit: str = ""
-    note: str = ""
     began: float = field(default_factory=time.monotonic)
     printed: float = 0.0
 
@@ -36,7 +32,6 @@ class Progress:
         """Work done so far; printed when enough time has passed."""
         with self._lock:
             line = self._lines.setdefault(step, Line())
-            line.done, line.total, line.unit, line.note = done, total, unit, note
             now = time.monotonic()
             if now - max(line.printed, line.began) < self.every or not done:
                 return

@@ -46,17 +46,18 @@ def difference(versus, protocol, metric, region, mean, half, verdict):
     }
 
 
-def write_panel(run, patient, slices=3, size=32, methods=tuple(METHODS)):
+def write_panel(run, patient, pair=None, slices=3, size=32, methods=tuple(METHODS)):
     generator = np.random.default_rng(5)
     names = ["plain", "true", *(m for m in methods if m != "identity")]
     sink = io.BytesIO()
     np.savez_compressed(
         sink,
         index=np.arange(4, 4 + slices),
+        patient=np.array(patient),
         spacing=np.array([3.0, 1.5, 1.5]),
         **{n: generator.integers(-900, 900, (slices, size, size)).astype(np.int16) for n in names},
     )
-    run.write(f"evaluate/panels/{patient}.npz", sink.getvalue())
+    run.write(f"evaluate/panels/{pair or patient}.npz", sink.getvalue())
 
 
 @pytest.fixture
@@ -283,6 +284,12 @@ def test_pictures_give_back_hu_to_two_where_vessels_lie(run):
     assert np.array_equal(codes, encode_hu(stored["refine"][1]))
     assert [entry["index"] for entry in panels[0]["slices"]] == [4, 5, 6]
     assert left_out == 0
+
+
+def test_two_pairs_of_one_patient_are_both_shown(run):
+    write_panel(run, PATIENTS[0], pair="second")
+    panels, _ = read_panels(run)
+    assert [panel["patient"] for panel in panels].count(PATIENTS[0]) == 2
 
 
 def test_pictures_beyond_the_budget_leave_the_middle_slices(run):

@@ -171,16 +171,16 @@ def test_the_shortcut_control_knows_separate_maxima_and_not_equal_ones():
 
 def test_validation_of_identity_is_perfect_and_of_a_shift_is_known():
     grid = GridConfig(window=(-200.0, 600.0))
-    real = torch.zeros(2, 8, 8)
-    plain = real - 0.5  # 200 HU below: every pixel enhances
-    exact = score_predictions(iter([(plain, real, real)]), grid)
+    real = torch.zeros(2, 3, 8, 8)
+    batch = {"plain": real - 0.5, "contrast": real}  # 200 HU below: every pixel enhances
+    exact = score_predictions(iter([batch]), lambda plain: plain + 0.5, grid)
     assert exact["enhanced_mae_hu"] == 0.0 and exact["psnr"] > 100
-    shifted = score_predictions(iter([(plain, real + 0.1, real)]), grid)  # 40 HU off
+    shifted = score_predictions(iter([batch]), lambda plain: plain + 0.6, grid)  # 40 HU off
     assert shifted["enhanced_mae_hu"] == pytest.approx(40.0, rel=1e-4)
     assert shifted["psnr"] == pytest.approx(
         20 * torch.log10(torch.tensor(800 / 40.0)).item(), rel=1e-4
     )
-    assert score_predictions(iter([]), grid) == {}
+    assert score_predictions(iter([]), lambda plain: plain, grid) == {}
 
 
 def test_the_table_names_only_stages_that_exist():

@@ -121,10 +121,11 @@ def score_patient(
     np.savez_compressed(
         sink,
         index=chosen,
+        patient=np.array(patient),
         spacing=np.array(slabs[0].spacing),
         **{name: volume[chosen] for name, volume in arrays.items()},
     )
-    target.write(f"panels/{patient}.npz", sink.getvalue())
+    target.write(f"panels/{slabs[0].pair}.npz", sink.getvalue())
     return rows
 
 

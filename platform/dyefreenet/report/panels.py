@@ -35,9 +35,9 @@ def code_table() -> list[float]:
 
 
 def read_panels(run: Folder, budget: int = BUDGET) -> tuple[list[dict[str, Any]], int]:
-    """Pictures of every patient, and how many stored slices found no room.
+    """Pictures of every pair, and how many stored slices found no room.
 
-    Where all would be too much for one page, each patient keeps its middle slices.
+    Where all would be too much for one page, each pair keeps its middle slices.
 
     Returns:
         [{patient, spacing [z, y, x] mm, slices: [{index, images: {name: PNG in base64}}]}], and the
@@ -49,30 +49,30 @@ def read_panels(run: Folder, budget: int = BUDGET) -> tuple[list[dict[str, Any]]
         for name in folder.names()
         if name.endswith(".npz")
     }
-    # The middle slice of every patient first, then its neighbours: what is cut is the ends.
+    # The middle slice of every pair first, then its neighbours: what is cut is the ends.
     order = sorted(
-        (abs(position - len(arrays["index"]) // 2), patient, position)
-        for patient, arrays in stored.items()
+        (abs(position - len(arrays["index"]) // 2), pair, position)
+        for pair, arrays in stored.items()
         for position in range(len(arrays["index"]))
     )
-    kept: dict[str, list[dict[str, Any]]] = {patient: [] for patient in stored}
+    kept: dict[str, list[dict[str, Any]]] = {pair: [] for pair in stored}
     spent, left_out = 0, 0
-    for _, patient, position in order:
-        arrays = stored[patient]
+    for _, pair, position in order:
+        arrays = stored[pair]
         images = {name: _png(arrays[name][position]) for name in SHOWN if name in arrays}
         size = sum(map(len, images.values()))
         if spent and spent + size > budget:
             left_out += 1
             continue
         spent += size
-        kept[patient].append({"index": int(arrays["index"][position]), "images": images})
+        kept[pair].append({"index": int(arrays["index"][position]), "images": images})
     return [
         {
-            "patient": patient,
-            "spacing": [float(step) for step in stored[patient]["spacing"]],
+            "patient": str(stored[pair]["patient"]),
+            "spacing": [float(step) for step in stored[pair]["spacing"]],
             "slices": sorted(slices, key=lambda entry: entry["index"]),
         }
-        for patient, slices in kept.items()
+        for pair, slices in kept.items()
         if slices
     ], left_out
 
@@ -89,7 +89,7 @@ def _read(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
             arrays = dict(archive)
     except (ValueError, OSError) as error:
         raise StoreError(f"{folder}/{name}: expected arrays of slices, found {error}") from error
-    for wanted in ("plain", "true", "index", "spacing"):
+    for wanted in ("plain", "true", "index", "patient", "spacing"):
         if wanted not in arrays:
             raise StoreError(f"{folder}/{name}: expected an array {wanted!r}, found {list(arrays)}")
     return arrays

@@ -15,7 +15,6 @@ from dyefreenet.models.scale import to_full, to_half
 from dyefreenet.stages.adversarial import (
     Load,
     add_discriminator,
-    centre,
     score_predictions,
     update_both,
 )
@@ -58,15 +57,7 @@ def validate(
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
     return score_predictions(
-        (
-            (
-                centre(batch["plain"]),
-                centre(predict(state.networks, batch["plain"], grid, config)),
-                centre(batch["contrast"]),
-            )
-            for batch in batches
-        ),
-        grid,
+        batches, lambda plain: predict(state.networks, plain, grid, config), grid
     )
 
 

@@ -12,7 +12,6 @@ from dyefreenet.models.scale import to_full, to_half
 from dyefreenet.stages.adversarial import (
     Load,
     add_judges,
-    centre,
     score_predictions,
     take_weights,
     update_both,
@@ -52,14 +51,4 @@ def validate(
     grid: GridConfig,
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
-    return score_predictions(
-        (
-            (
-                centre(batch["plain"]),
-                centre(predict(state.networks, batch["plain"], grid)),
-                centre(batch["contrast"]),
-            )
-            for batch in batches
-        ),
-        grid,
-    )
+    return score_predictions(batches, lambda plain: predict(state.networks, plain, grid), grid)

@@ -13,7 +13,6 @@ from dyefreenet.models.scale import to_full, to_half
 from dyefreenet.stages.adversarial import (
     Load,
     add_judges,
-    centre,
     freeze,
     score_predictions,
     take_weights,
@@ -64,14 +63,4 @@ def validate(
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
     networks = state.networks | {"primary": state.frozen["primary"]}
-    return score_predictions(
-        (
-            (
-                centre(batch["plain"]),
-                centre(predict(networks, batch["plain"], grid)),
-                centre(batch["contrast"]),
-            )
-            for batch in batches
-        ),
-        grid,
-    )
+    return score_predictions(batches, lambda plain: predict(networks, plain, grid), grid)
