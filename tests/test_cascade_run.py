@@ -253,7 +253,8 @@ def test_a_sweep_finds_a_recipe_that_runs(run):
     recipe = recipes.load(TINY)
     space = {"unet.mse_weight": {"log": [1e-3, 1e2]}, "unet.decay": {"choice": ["step", "none"]}}
     best = sweep.sweep(recipe, run, "unet", space, 2, Resources(), Progress())
-    trials = (run / "sweep").read_json("trials.json")["trials"]
+    folder, _, _ = best["recipe"].rpartition("/")
+    trials = Folder(folder).read_json("trials.json")["trials"]
     assert len(trials) == 2 and all(trial["error"] is None for trial in trials)
     assert best["objective"] == min(trial["objective"] for trial in trials)
     tuned = recipes.load(best["recipe"])

@@ -78,6 +78,14 @@ def test_generate_from_a_file_that_is_no_ct(capsys, tmp_path):
     )
 
 
+def test_generate_never_writes_over_a_nifti_source(capsys, tmp_path):
+    source = tmp_path / "ct.nii"
+    source.write_bytes(b"as it was")
+    line = fails(capsys, "generate", "-i", str(source), "-o", f"{tmp_path}/x/../ct.nii")
+    assert "expected another file than the source" in line
+    assert source.read_bytes() == b"as it was"
+
+
 def test_generate_with_a_folder_that_is_no_run(capsys, tmp_path):
     line = fails(
         capsys, "generate", "-i", str(tmp_path), "-o", str(tmp_path / "o"), "--run", str(tmp_path)

@@ -16,6 +16,15 @@ def test_a_file_is_there_whole_and_nothing_else(tmp_path):
     assert (folder / "a").exists("b.bin") and not folder.exists("b.bin")
 
 
+def test_clear_removes_what_was_broken_off_and_nothing_beside(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write("phantom/a/b.bin", b"x")
+    folder.write("phantom2/c.bin", b"y")
+    (folder / "phantom").clear()
+    (folder / "never").clear()
+    assert folder.names() == ["phantom2/c.bin"]
+
+
 def test_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"none\.bin: expected a file, found none"):
         Folder(str(tmp_path)).read("none.bin")

@@ -91,11 +91,18 @@ class Cascade:
         chosen = self.method(method)
         source = volume.hu.astype(np.float32)
         total = len(source)
-        predicted = np.empty_like(source)
+        change, votes = np.zeros_like(source), np.zeros(total, np.float32)
         for z in range(total):
-            triplet = source[[max(z - 1, 0), z, min(z + 1, total - 1)]]
-            predicted[z] = source[z] + self._change(triplet, volume.spacing[1:], chosen)
+            places = [max(z - 1, 0), z, min(z + 1, total - 1)]
+            changes = self._changes(source[places], volume.spacing[1:], chosen)
+            if len(changes) == 1:
+                change[z], votes[z] = changes[0], 1
+            else:  # G4: a slice is predicted by each triplet that holds it
+                for place in range(max(z - 1, 0), min(z + 2, total)):
+                    change[place] += changes[place - z + 1]
+                    votes[place] += 1
             tick(z + 1, total)
+        predicted = source + change / votes[:, None, None]
         if volume.padding is not None:
             predicted[volume.padding] = source[volume.padding]
         return volume.with_hu(np.rint(predicted).astype(np.int16))
@@ -105,10 +112,13 @@ class Cascade:
         pixel = self.recipe.grid.pixel_mm or 1.0
         return self.predict(Volume(plain, (1.0, pixel, pixel)), method).hu
 
-    def _change(
+    def _changes(
         self, triplet: NDArray[np.float32], pixel: tuple[float, float], method: Method
     ) -> NDArray[np.float32]:
-        """What the contrast agent would add to the middle slice, HU [H, W]."""
+        """What the contrast agent would add, HU [n, H, W].
+
+        n is 3 where overlapping predictions are averaged, else 1: the middle slice.
+        """
         grid = self.recipe.grid
         height, width = triplet.shape[1:]
         size = (height, width)
@@ -123,13 +133,16 @@ class Cascade:
             padded = pad_to(seen, 2 * method.multiple)
             plain = hu.to_network(padded, grid.window)
             virtual = method.predict(plain)
-            middle = virtual[:, virtual.shape[1] // 2][:, None]
-            change = hu.change(middle, plain[:, 1:2], grid.window)
+            every = slice(1, 2)
+            if virtual.shape[1] == 3:
+                every = slice(None) if grid.average_overlap else every
+                virtual = virtual[:, every]
+            change = hu.change(virtual, plain[:, every], grid.window)
             change = resize(change[:, :, : size[0], : size[1]], (height, width))
             # Outside the window the input keeps its value: air and dense bone take no contrast.
             low, high = grid.window
-            inside = (own[:, 1:2] > low) & (own[:, 1:2] < high)
-            return (change * inside)[0, 0].numpy()
+            inside = (own[:, every] > low) & (own[:, every] < high)
+            return (change * inside)[0].numpy()
 
 
 def resize(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, options.verbose)
     except KeyboardInterrupt:
         print("interrupted; what was finished stays, the same command goes on", file=sys.stderr)
+        if "ray" in sys.modules:  # training threads wait for Ray, and Python would wait for them
+            sys.modules["ray"].shutdown()
+            sys.stderr.flush()
+            os._exit(130)
         return 130
     except Exception as error:
         return _failed(error, options.verbose)
@@ -90,14 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_resources(run)
     run.set_defaults(call=_run, only=())
 
-    for name, text in (
-        ("ingest", "archives to training shards"),
-        ("evaluate", "score every trained method, and write the report"),
+    for name, steps, text in (
+        ("ingest", ("phantom", "ingest"), "archives to training shards"),
+        ("evaluate", ("evaluate",), "score every trained method, and write the report"),
     ):
         command = commands.add_parser(name, help=text)
         _add_recipe(command)
         _add_resources(command)
-        command.set_defaults(call=_run, only=(name,))
+        command.set_defaults(call=_run, only=steps)
 
     train = commands.add_parser("train", help="one stage; what it needs must be done")
     train.add_argument(
@@ -124,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         "--run", default=SHIPPED, help="run folder (default: the weights that come with us)"
     )
     generate.add_argument("--method", default="refine", help="row of the table (default: refine)")
+    generate.add_argument(
+        "--any-phase", action="store_true", help="take a series whose headers show contrast agent"
+    )
     generate.add_argument("--threads", type=int, help="of torch (default: all cores)")
     generate.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
     generate.set_defaults(call=_generate)
@@ -197,18 +204,23 @@ def _run(options: argparse.Namespace) -> None:
     from dyefreenet.pipeline import run_steps
 
     recipe, run = _open(options)
-    only = (options.stage,) if options.only is None else options.only
+    only = (options.stage,) if options.only is None else _asked(recipe, options.only)
     began = time.monotonic()
     progress = Progress()
     count = run_steps(recipe, run, _resources(options), progress, only, options.verbose)
     print(
-        f"{count} steps done in {duration(time.monotonic() - began)}"
+        f"{count} step{'s' * (count != 1)} done in {duration(time.monotonic() - began)}"
         if count
         else f"nothing to do: every step of {run} is done already",
         file=sys.stderr,
     )
-    if (run / "evaluate").manifest() is not None and only in ((), ("evaluate",)):
+    if (run / "evaluate").manifest() is not None and (not only or "evaluate" in only):
         _print_report(run, again=count > 0)
+
+
+def _asked(recipe: Recipe, names: Sequence[str]) -> Sequence[str]:
+    """Steps of a command; real CT needs no phantom drawn."""
+    return [name for name in names if name != "phantom" or recipe.phantom is not None]
 
 
 def _print_report(run: Folder, again: bool) -> None:
@@ -233,9 +245,7 @@ def _sweep(options: argparse.Namespace) -> None:
     space = sweep.read_space(options.space) if options.space else sweep.default_space(options.stage)
     sweep.check_space(space, recipe)
     progress, resources = Progress(), _resources(options)
-    before = [name for name in ("phantom", "ingest", *STAGES[options.stage].needs)]
-    if recipe.phantom is None:
-        before.remove("phantom")
+    before = _asked(recipe, ("phantom", "ingest", *STAGES[options.stage].needs))
     run_steps(recipe, run, resources, progress, before, options.verbose)
     runtime.connect(options.verbose)
     best = sweep.sweep(recipe, run, options.stage, space, options.trials, resources, progress)
@@ -254,8 +264,8 @@ def _generate(options: argparse.Namespace) -> None:
     if options.run == SHIPPED:
         folder = Folder(str(files("dyefreenet") / "weights"))
         print(
-            "NOTE: these weights were trained on made-up CT (a phantom) alone. Research only:\n"
-            "      what lights up in the output was guessed, not measured.",
+            "NOTE: these weights learnt contrast from made-up CT (a phantom) alone.\n"
+            "      Research only: what lights up was guessed, not measured.",
             file=sys.stderr,
         )
     else:
@@ -268,6 +278,7 @@ def _generate(options: argparse.Namespace) -> None:
         options.output,
         cascade,
         options.method,
+        any_phase=options.any_phase,
         tick=lambda done, total: progress.tick("generate", done, total, "slices"),
     )
     seconds = time.monotonic() - began

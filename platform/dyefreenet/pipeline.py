@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dyefreenet.config import Recipe
-from dyefreenet.errors import DyeFreeNetError
+from dyefreenet.errors import ConfigError, DyeFreeNetError
 from dyefreenet.plan import Planned, plan
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
@@ -35,6 +35,14 @@ def run_steps(
     waiting = [planned for planned in todo if not planned.done]
     if not waiting:
         return 0
+    for planned in waiting:
+        for field, values in planned.step.config.items():
+            batch = values.get("batch", 0) if isinstance(values, dict) else 0
+            if batch % resources.workers:
+                raise ConfigError(
+                    f"--workers: expected a number that divides {field}.batch={batch}, the global "
+                    f"batch, found {resources.workers}"
+                )
     recipe_json = recipe.model_dump(mode="json")
     if not run.exists("recipe.json") or run.read_json("recipe.json") != recipe_json:
         run.write_json("recipe.json", recipe_json)
@@ -49,7 +57,8 @@ def run_steps(
     pending_names = {planned.step.name for planned in waiting}
     failure: BaseException | None = None
     count = 0
-    with futures.ThreadPoolExecutor(runtime.parallel_steps(resources)) as pool:
+    pool = futures.ThreadPoolExecutor(runtime.parallel_steps(resources))
+    try:
         running: dict[futures.Future[dict[str, Any]], tuple[Planned, float]] = {}
         while waiting or running:
             free = runtime.parallel_steps(resources) - len(running)
@@ -84,6 +93,8 @@ def run_steps(
                 finished.add(planned.step.name)
                 count += 1
                 progress.end(planned.step.name, f"done in {duration(seconds)}")
+    finally:  # nothing runs here but after a Ctrl-C, which waits for nobody
+        pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
         raise failure
     return count

@@ -29,7 +29,7 @@ def paper() -> Recipe:
     It takes paired CT of your own: ``--set ingest.paired='[FOLDER]'``, and NLST series for SSL:
     ``--set ingest.plain='[FOLDER]'``.
     """
-    return Recipe(name="paper")
+    return Recipe(name="paper", ingest=IngestConfig(registration="deformable"))
 
 
 def demo() -> Recipe:
@@ -37,8 +37,8 @@ def demo() -> Recipe:
 
     Small networks that predict what the contrast agent adds, and learning rates a hundred times the
     paper's, make up for having minutes where the paper had days. L1 keeps edges, and vessels weigh
-    more than the noise that no method can predict. Noise and motion between the phases are moderate:
-    twenty patients are too few to learn from scans that are both noisy and shifted.
+    more than the noise that no method can predict. Noise and motion between the phases are
+    moderate: twenty patients are too few to learn from scans that are both noisy and shifted.
     """
     generator = GeneratorConfig(base=8, levels=4, residual=True)
     common: dict[str, Any] = {

@@ -133,14 +133,18 @@ def share_of(resources: Resources) -> Share:
             f"{gpus:g} in the cluster; leave --gpu out to train on CPU"
         )
     at_once = parallel_steps(resources) * resources.workers
-    share = cpus / at_once * 0.75  # the rest feeds: without it Ray Data waits for ever
+    largest = max(
+        (node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=cpus
+    )
+    own = min(cpus / at_once, largest)  # a worker lives on one node
+    share = own * 0.75  # the rest feeds: without it Ray Data waits for ever
     if share < 0.1:
         raise ResourceError(
             f"--workers: expected at most {int(cpus * 7)} workers on {cpus:g} CPUs, "
             f"found {resources.workers}"
         )
     booked = min(share, 4.0) if use_gpu else share
-    return Share(use_gpu, round(booked, 2), max(1, int(cpus / at_once)))
+    return Share(use_gpu, round(booked, 2), max(1, int(own)))
 
 
 def parallel_steps(resources: Resources) -> int:

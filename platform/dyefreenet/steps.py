@@ -74,6 +74,7 @@ def phantom(context: Context, planned: Planned) -> dict[str, Any]:
     maps = tuple(str(Path(place).absolute()) for place in config.label_maps)
     config = config.model_copy(update={"label_maps": maps})
     target = context.run / "phantom"
+    target.clear()  # patients of another config would be taken for this one's
     jobs: list[tuple[int, Literal["patient", "chest"]]] = []
     jobs += [(i, "patient") for i in range(config.patients)]
     jobs += [(i, "chest") for i in range(config.chests)]
@@ -118,6 +119,7 @@ def train(context: Context, planned: Planned) -> dict[str, Any]:
 
 def evaluate(context: Context, planned: Planned) -> dict[str, Any]:
     """Every method on the test patients."""
+    (context.run / "evaluate").clear()
     return evaluate_run(
         context.recipe,
         context.run,

@@ -109,6 +109,15 @@ class Folder:
         prefix = root.rstrip("/") + "/"
         return sorted(path.removeprefix(prefix) for path in found)
 
+    def clear(self) -> None:
+        """Remove all that lies below: what a step left that was broken off."""
+        fs, root = self._fs()
+        try:
+            if fs.exists(root):
+                fs.rm(root, recursive=True)
+        except Exception as error:
+            raise _refused(self.uri, error) from error
+
     def read_json(self, name: str) -> Any:
         try:
             return json.loads(self.read(name))

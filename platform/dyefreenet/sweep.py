@@ -14,7 +14,7 @@ from dyefreenet.progress import Progress
 from dyefreenet.runtime import Resources
 from dyefreenet.stages import STAGES
 from dyefreenet.stages.launch import make_trainer
-from dyefreenet.store import Folder
+from dyefreenet.store import Folder, fingerprint
 
 OBJECTIVE = "validation/enhanced_mae_hu"  # a blurred vessel costs here, while PSNR forgives it
 
@@ -89,7 +89,10 @@ def sweep(
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
-    target = run / "sweep"
+    # Another stage, space, recipe or number of trials is another sweep, in a folder of its own.
+    asked = {"stage": stage, "space": space, "trials": trials}
+    mark = fingerprint(asked | {"recipe": recipe.model_dump(mode="json")}, {})
+    target = run / "sweep" / f"{stage}-{mark}"
     share = runtime.share_of(resources)
     epochs = STAGES[stage].config(recipe).epochs
     values = recipe.model_dump(mode="json")

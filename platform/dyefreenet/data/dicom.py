@@ -10,8 +10,9 @@ import gzip
 import io
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -568,12 +569,20 @@ def read_volume(uri: str | Path) -> Volume:
 
 def read_nifti_at(uri: str) -> Volume:
     """``read_nifti`` for an address that may be remote."""
+    with local_nifti(uri) as local:
+        return read_nifti(local)
+
+
+@contextmanager
+def local_nifti(uri: str) -> Iterator[Path]:
+    """A NIfTI file as one on this machine, for as long as the block lasts."""
     if "://" not in uri:
-        return read_nifti(uri)
+        yield Path(uri)
+        return
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / ("volume.nii.gz" if uri.lower().endswith(".gz") else "volume.nii")
         local.write_bytes(_remote(uri))
-        return read_nifti(local)
+        yield local
 
 
 def fetch(uris: Sequence[str]) -> list[File]:

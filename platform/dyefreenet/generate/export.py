@@ -182,7 +182,7 @@ def write_series(
         InputError: The folder is that of the source, or lies in it.
         SeriesError: See ``derive``.
     """
-    _refuse_source_folder(series, target)
+    refuse_source_folder(series.paths, target)
     names = []
     images = derive(
         series,
@@ -398,8 +398,13 @@ def _require_identifiers(series: Series) -> None:
             )
 
 
-def _refuse_source_folder(series: Series, target: Folder) -> None:
-    sources = {path.rpartition("/")[0] for path in series.paths if path}
+def refuse_source_folder(files: Sequence[str], target: Folder) -> None:
+    """Stop before anything is written where the source lies.
+
+    Raises:
+        InputError: The target is a folder of one of the files, or lies in it.
+    """
+    sources = {path.rpartition("/")[0] for path in files if path}
     place = _resolved(target.uri)
     for source in sources:
         if (place + "/").startswith(_resolved(source) + "/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,14 +12,21 @@ import numpy as np
 
 from dyefreenet import __version__
 from dyefreenet.cascade import Cascade
-from dyefreenet.data.archive import scan
-from dyefreenet.data.dicom import fetch, nifti_axes, read_nifti_at, read_series, write_nifti
+from dyefreenet.data.archive import SeriesRow, scan
+from dyefreenet.data.cohort import plain_only
+from dyefreenet.data.dicom import (
+    NIFTI,
+    fetch,
+    local_nifti,
+    nifti_axes,
+    read_nifti,
+    read_series,
+    write_nifti,
+)
 from dyefreenet.data.volume import Volume
-from dyefreenet.errors import InputError
-from dyefreenet.generate.export import write_series
+from dyefreenet.errors import InputError, SeriesError
+from dyefreenet.generate.export import refuse_source_folder, write_series
 from dyefreenet.store import Folder
-
-NIFTI = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -46,39 +54,48 @@ def generate(
     cascade: Cascade,
     method: str = "refine",
     made_on: datetime | None = None,
+    any_phase: bool = False,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Generated:
     """Virtual contrast of the one plain series that ``source`` holds.
 
     Args:
-        source: Folder or file of DICOM, or a NIfTI file; local or ``s3://``.
-        target: Folder for DICOM; for NIfTI a file that ends in .nii or .nii.gz.
+        source: Folder of DICOM, or a NIfTI file; local or ``s3://``.
+        target: Folder for DICOM; for NIfTI a file that ends in .nii or .nii.gz. Local or ``s3://``.
         made_on: Date of the series; None: now.
+        any_phase: Take a series whose headers show contrast agent, or that a network made.
 
     Raises:
-        InputError: There is no series, or more than one.
+        InputError: There is no series, or more than one; or the target is where the source lies.
         SeriesError: The series cannot be used.
     """
     now = made_on or datetime.now(timezone.utc)
     if source.lower().endswith(NIFTI):
-        plain = read_nifti_at(source)
-        virtual = cascade.predict(plain, method, tick)
         path = target if target.lower().endswith(NIFTI) else f"{target}/virtual_contrast.nii.gz"
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if _address(path) == _address(source):
+            raise InputError(
+                f"{target}: expected another file than the source, which stays as it is"
+            )
+        with local_nifti(source) as local:
+            plain, axes = read_nifti(local), nifti_axes(local)
+        virtual = cascade.predict(plain, method, tick)
         # Voxel [i, j, k] of the output is voxel [i, j, k] of the input, whichever way its axes run.
-        axes = nifti_axes(source) if Path(source).is_file() else "LPS"
-        write_nifti(virtual, path, axes)
+        _put_nifti(virtual, path, axes)
         return Generated(plain, virtual, path, 1)
     rows = [row for row in scan(source) if row.modality == "CT" and not row.localizer]
     if len(rows) != 1:
         raise InputError(
             f"{source}: expected one CT series, found {len(rows)}; name the folder of one series"
         )
+    to_file = target.lower().endswith(NIFTI)
+    place = _address(target).rpartition("/")[0] if to_file else target
+    refuse_source_folder(rows[0].files, Folder(place))
+    if not any_phase:
+        _require_plain(rows[0])
     series = read_series(fetch(rows[0].files))
     virtual = cascade.predict(series.volume, method, tick)
-    if target.lower().endswith(NIFTI):
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        write_nifti(virtual, target)
+    if to_file:
+        _put_nifti(virtual, target)
         return Generated(series.volume, virtual, target, 1)
     names = write_series(
         series,
@@ -90,3 +107,25 @@ def generate(
         made_on=now,
     )
     return Generated(series.volume, virtual, target, len(names))
+
+
+def _require_plain(row: SeriesRow) -> None:
+    _, refused = plain_only([row])
+    if refused:
+        raise SeriesError(
+            refused[0].reason, f"{refused[0].detail}; if it is plain CT all the same: --any-phase"
+        )
+
+
+def _put_nifti(volume: Volume, uri: str, axes: str = "LPS") -> None:
+    """A NIfTI file at any address, whole or not at all."""
+    folder, _, name = _address(uri).rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / ("volume.nii.gz" if name.lower().endswith(".gz") else "volume.nii")
+        write_nifti(volume, local, axes)
+        Folder(folder).write(name, local.read_bytes())
+
+
+def _address(uri: str) -> str:
+    """As ``Folder`` has it: a local path is made absolute."""
+    return uri if "://" in uri else str(Path(uri).expanduser().resolve())
