@@ -80,7 +80,7 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real S3 server on this machine (SeaweedFS) with a bucket ``ct``.
+    """A real S3 server on this machine (SeaweedFS) with a bucket ``scans``.
 
     Yields the environment under which s3fs and pyarrow use it.
     """
@@ -102,7 +102,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             [
                 *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                 *(f"-{name}.port={port}" for name, port in ports.items()),
-                *("-bucket=ct", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+                *("-bucket=scans", f"-s3.config={config}"),
+                *("-s3.port.iceberg=0", "-s3.port.lance=0"),
                 *("-admin.ui=false", "-webdav=false", "-master.telemetry=false"),
                 "-volume.preStopSeconds=0",
             ],
@@ -126,13 +127,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     )
     for _ in range(60):
         try:
-            if server.poll() is None and client.exists("ct"):
+            if server.poll() is None and client.exists("scans"):
                 break
         except OSError:
             pass
         assert server.poll() is None, (folder / "weed.log").read_text()[-2000:]
         client.invalidate_cache()
         time.sleep(0.5)
+    else:
+        pytest.fail(f"no bucket after 30 s: {(folder / 'weed.log').read_text()[-2000:]}")
     yield environment
     server.terminate()
     server.wait(30)

@@ -144,7 +144,7 @@ def test_a_changed_recipe_stops_with_the_fields_name(run):
 def test_working_dir_form_runs_too_and_keeps_all_in_object_storage(
     run, cluster, s3, monkeypatch, tmp_path
 ):
-    command = f"python jobs/full_cascade.py --recipe {TINY} --run second --store s3://ct/runs"
+    command = f"python jobs/full_cascade.py --recipe {TINY} --run second --store s3://scans/runs"
     shorter = "--set baselines=false --set ablation=false --set primary.epochs=1"
     environment = json.dumps({"env_vars": s3})
     submit(
@@ -153,7 +153,7 @@ def test_working_dir_form_runs_too_and_keeps_all_in_object_storage(
     )
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
-    second = Folder("s3://ct/runs/second")
+    second = Folder("s3://scans/runs/second")
     assert (second / "evaluate").manifest() is not None
     assert (second / "unet").manifest() is None
     assert second.exists("report/index.html")
@@ -164,10 +164,10 @@ def test_working_dir_form_runs_too_and_keeps_all_in_object_storage(
     # From a series in the store, by a run in the store, back into the store.
     series = sorted({name.rpartition("/")[0] for name in (second / "phantom" / "dicom").names()})
     source = f"{second}/phantom/dicom/{series[0]}"
-    words = ["-i", source, "-o", "s3://ct/virtual", "--run", str(second)]
+    words = ["-i", source, "-o", "s3://scans/virtual", "--run", str(second)]
     done = local("jobs/generate.py", *words)
     assert done.returncode == 0, done.stderr
-    made = Folder("s3://ct/virtual")
+    made = Folder("s3://scans/virtual")
     images = [pydicom.dcmread(io.BytesIO(made.read(n))) for n in made.names() if n.endswith("dcm")]
     assert len(images) == len(Folder(source).names())
     assert all("NOT FOR DIAGNOSTIC USE" in image.SeriesDescription for image in images)

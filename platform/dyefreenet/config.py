@@ -32,6 +32,8 @@ class PhantomConfig(Frozen):
     phases: tuple[Phase, ...] = ("plain", "arterial")
     matrix: tuple[PositiveInt, ...] = (256,)  # drawn per patient, pixels
     slices: PositiveInt = 32  # per series; the part of the body that they cover is drawn
+    # Where middle slices lie, mm above the hips (the neck is at 600); None: anywhere.
+    middle_mm: tuple[float, float] | None = None
     slice_mm: tuple[PositiveFloat, PositiveFloat] = (1.5, 6.0)  # spacing, drawn per patient
     noise_hu: tuple[PositiveFloat, PositiveFloat] = (6.0, 35.0)  # sd, drawn per patient
     chest_noise_hu: tuple[PositiveFloat, PositiveFloat] = (22.0, 50.0)  # sd, low dose

@@ -79,6 +79,12 @@ def test_same_seed_and_index_give_the_same_bytes():
     assert digest(make_patient(config.model_copy(update={"seed": 21}), 3)) != first
 
 
+def test_an_archive_may_show_one_part_of_the_body_alone():
+    config = PhantomConfig(matrix=(32,), slices=4, middle_mm=(200.0, 210.0))
+    heights = [make_patient(config, i).phases["plain"].origin[2] + 1000 for i in range(3)]
+    assert all(200 <= height <= 210 for height in heights) and len(set(heights)) == 3
+
+
 def test_a_phase_more_does_not_change_the_others():
     config = SMALL.model_copy(update={"slices": 4, "phases": ("plain", "arterial")})
     two = make_patient(config, 1)

@@ -97,6 +97,8 @@ def _make(
     extra = int(np.ceil(config.motion_mm[1] / protocol.slice_mm)) + 1
 
     height = float(draw.choice([draw.uniform(0, 540), draw.uniform(-70, 610)], p=[0.8, 0.2]))
+    if config.middle_mm is not None:
+        height = float(rng("middle").uniform(*config.middle_mm))
     if kind == "chest":
         height = draw.uniform(380, 540)
     size = draw.uniform([0.84, 0.84, 0.88], [1.16, 1.18, 1.1])
