@@ -14,7 +14,8 @@ from dyefreenet.config import Recipe
 from dyefreenet.errors import ConfigError, StoreError
 from dyefreenet.store import Folder, fingerprint
 
-TRAINED = ("ssl", "primary", "refine", "unet", "pix2pix", "primary_scratch")  # longest way first
+# Every stage after its parents; else the longest first, which ends soonest where two go at a time.
+TRAINED = ("ssl", "primary", "pix2pix", "primary_scratch", "unet", "refine")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _SETTINGS = {
     "RAY_num_workers_soft_limit": "8",  # idle workers stay: starting one costs seconds of a core
     "RAY_worker_maximum_startup_concurrency": "16",  # else it complains of Train's many actors
 }
-_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR"}
+_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_AIR_NEW_OUTPUT": "0"}
 
 
 @dataclass(frozen=True)

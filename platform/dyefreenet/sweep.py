@@ -83,18 +83,20 @@ def sweep(
     Returns:
         The best trial: its values, its objective, and where its recipe lies.
     """
+    import optuna
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Another stage, space, recipe or number of trials is another sweep, in a folder of its own.
     asked = {"stage": stage, "space": space, "trials": trials}
     mark = fingerprint(asked | {"recipe": recipe.model_dump(mode="json")}, {})
     target = run / "sweep" / f"{stage}-{mark}"
     share = runtime.share_of(resources)
-    epochs = STAGES[stage].config(recipe).epochs
+    epochs, total = STAGES[stage].config(recipe).epochs, trials
     values = recipe.model_dump(mode="json")
 
     def trial(chosen: dict[str, Any]) -> None:
@@ -120,6 +122,26 @@ def sweep(
             draw = tune.loguniform if kind == "log" else tune.uniform
             param_space[name] = draw(float(ends[0]), float(ends[1]))
 
+    class Told(tune.Callback):
+        """Says how each trial does; Tune keeps it with the sweep, so it holds plain values only."""
+
+        def say(self, trials: list[Any], trial: Any, text: str) -> None:
+            Progress().say("sweep", f"trial {trials.index(trial) + 1}/{total} {text}")
+
+        def on_trial_start(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
+            settings = ", ".join(f"{name}={_short(value)}" for name, value in trial.config.items())
+            self.say(trials, trial, f"started: {settings}")
+
+        def on_trial_result(self, iteration, trials, trial, result, **info):  # type: ignore[no-untyped-def]
+            error = f"{result[OBJECTIVE]:.1f} HU, epoch {result['epoch']:g} of {epochs}"
+            self.say(trials, trial, error)
+
+        def on_trial_complete(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
+            self.say(trials, trial, "ended")
+
+        def on_trial_error(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
+            self.say(trials, trial, "failed")
+
     trainable = tune.with_resources(trial, {"CPU": 0.01})  # the trainer inside books its own
     experiment = f"{target.uri}/tune"
     progress.say("sweep", f"{trials} trials of {stage}, over {', '.join(space)}")
@@ -139,7 +161,9 @@ def sweep(
             trainable,
             param_space=param_space,
             tune_config=tune.TuneConfig(num_samples=trials, search_alg=search, scheduler=scheduler),
-            run_config=tune.RunConfig(name="tune", storage_path=target.uri, verbose=0),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=target.uri, verbose=0, callbacks=[Told()]
+            ),
         )
     results = tuner.fit()
     rows: list[dict[str, Any]] = []
@@ -168,3 +192,7 @@ def sweep(
     )
     target.write("best.yaml", content.encode())
     return best | {"recipe": f"{target}/best.yaml"}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
