@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dyefreenet.config import PhantomConfig
-from dyefreenet.data.dicom import read_labels, read_nifti, read_series
+from dyefreenet.data.dicom import read_series
+from dyefreenet.data.images import read_image, read_labels
 from dyefreenet.data.phantom import LABELS, make_chest, make_patient
 from dyefreenet.data.volume import Volume
 
@@ -89,7 +90,7 @@ def inside(volume: Volume, mask: NDArray[np.bool_]) -> float | None:
 
 def organ_table(config: PhantomConfig, real: Path) -> None:
     """HU by organ and phase, phantom against the segmented real series."""
-    native = read_nifti(real / "ts_native_ct" / "example_ct_sm.nii.gz")
+    native = read_image(real / "ts_native_ct" / "example_ct_sm.nii.gz")
     portal = real_series(real / "ts_portal_dicom20")
     measured = {
         "plain": (native, read_labels(real / "ts_native_ct" / "example_seg.nii.gz", native)),

@@ -45,6 +45,8 @@ Reason = Literal[
     "rescale",  # rescale slope or intercept missing, zero or not finite
     "pixels",  # bits, samples or photometric interpretation not those of CT
     "geometry",  # position, orientation or spacing missing or impossible
+    "tilt",  # the gantry leans, or slices are sheared: no block of right angles
+    "limit",  # larger than any CT, or packed tighter: not opened
     "has-contrast",  # plain CT was asked for and contrast was given
     "phase-unknown",  # no rule told the contrast phase
     "phase-ambiguous",  # several series of one study claim the same phase

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from dyefreenet.data.align import fit_of, register, resample_like, same_grid
-from dyefreenet.data.dicom import to_image
+from dyefreenet.data.images import to_image
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import SeriesError
 

@@ -9,7 +9,9 @@ import pytest
 import SimpleITK as sitk
 
 from dyefreenet.data.archive import scan, short_hash, survey
-from dyefreenet.data.dicom import read_volume, write_nifti
+from dyefreenet.data.dicom import read_series
+from dyefreenet.data.files import fetch
+from dyefreenet.data.images import write_nifti
 from dyefreenet.errors import InputError
 
 
@@ -45,7 +47,7 @@ def test_what_is_no_dicom_is_counted_and_not_fatal(write_ct, steps, tmp_path):
     (tmp_path / ".DS_Store").write_bytes(b"system")
     found = survey(str(tmp_path))
     assert len(found.rows) == 1
-    assert found.why_skipped() == {"not DICOM": 2}
+    assert sorted(why for _, why in found.skipped) == ["not a DICOM file"] * 2
 
 
 def test_scouts_do_not_count_as_slices(ct, write_ct, steps, tmp_path):
@@ -74,7 +76,8 @@ def test_a_row_shows_nobody(write_ct, steps, tmp_path):
 
 
 def test_nifti_files_are_series(write_ct, steps, tmp_path):
-    volume = read_volume(write_ct(tmp_path / "dicom", steps))
+    write_ct(tmp_path / "dicom", steps)
+    volume = read_series(sorted((tmp_path / "dicom").iterdir())).volume
     for name in ("case1/plain.nii.gz", "case1/art.nii", "alone.nii.gz"):
         write_nifti(volume, tmp_path / "nifti" / name)
     (tmp_path / "nifti" / "broken.nii").write_bytes(b"broken")
@@ -85,9 +88,9 @@ def test_nifti_files_are_series(write_ct, steps, tmp_path):
     assert (row.slices, row.rows, row.columns) == (4, 6, 8)
     assert row.spacing == pytest.approx((2.5, 0.8, 0.7))
     assert row.patient == by_name["case1/plain.nii.gz"].patient == short_hash("case1")
-    assert found.why_skipped() == {"not NIfTI-1": 1}
+    assert [why for _, why in found.skipped] == ["not NIfTI-1"]
     (single,) = scan(str(tmp_path / "nifti/alone.nii.gz"))
-    assert single.is_nifti
+    assert single.is_image
 
 
 def test_phases_csv_says_what_headers_do_not(write_ct, steps, tmp_path):
@@ -114,7 +117,7 @@ def test_phases_csv_says_what_headers_do_not(write_ct, steps, tmp_path):
     [
         (None, "found nothing"),
         ({}, "found an empty folder"),
-        ({"a.txt": b"text", "b.txt": b"text"}, "found 2 files: not DICOM"),
+        ({"a.txt": b"text", "b.txt": b"text"}, "found 2 files: not a DICOM file"),
     ],
 )
 def test_an_archive_without_series_is_refused_in_one_line(tmp_path, content, message):
@@ -126,7 +129,7 @@ def test_an_archive_without_series_is_refused_in_one_line(tmp_path, content, mes
     with pytest.raises(InputError, match=message) as error:
         scan(str(folder))
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(InputError, match="expected a NIfTI file, found none"):
+    with pytest.raises(InputError, match="expected a file, found none"):
         scan(str(tmp_path / "absent.nii.gz"))
 
 
@@ -141,7 +144,7 @@ def test_a_remote_archive_gives_the_same_rows(ct, steps, tmp_path):
     (remote,) = scan(f"file://{tmp_path}")
     assert (remote.key, remote.slices, remote.spacing) == (local.key, 4, (2.5, 0.8, 0.7))
     assert remote.files[0].startswith("file://")
-    np.testing.assert_array_equal(read_volume(f"file://{tmp_path}").hu, steps)
+    np.testing.assert_array_equal(read_series(fetch(remote.files)).volume.hu, steps)
 
 
 @pytest.mark.real

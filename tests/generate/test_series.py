@@ -5,7 +5,7 @@ import pytest
 
 from dyefreenet import recipes
 from dyefreenet.cascade import Cascade, Method
-from dyefreenet.data.dicom import nifti_axes, read_nifti, write_nifti
+from dyefreenet.data.images import image_axes, read_image, write_nifti
 from dyefreenet.data.phantom import write_one
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import InputError, SeriesError
@@ -76,5 +76,5 @@ def test_nifti_goes_to_object_storage_with_the_source_s_axes(tmp_path):
     store.write("ct.nii.gz", (tmp_path / "ct.nii.gz").read_bytes())
     generate("memory://nifti/ct.nii.gz", "memory://nifti/out/v.nii.gz", cascade())
     (tmp_path / "v.nii.gz").write_bytes(store.read("out/v.nii.gz"))
-    assert nifti_axes(tmp_path / "v.nii.gz") == "RAS"
-    assert (read_nifti(tmp_path / "v.nii.gz").hu == 80).all()
+    assert image_axes(tmp_path / "v.nii.gz") == "RAS"
+    assert (read_image(tmp_path / "v.nii.gz").hu == 80).all()

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dyefreenet.data.dicom import to_image
+from dyefreenet.data.images import to_image
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import SeriesError
 

@@ -1,40 +1,52 @@
 """What an archive holds: one row a series, from headers alone. Nothing is decoded here.
 
-An archive is a folder, an ``s3://`` prefix or one NIfTI file; headers are trusted and names are
-not. A file ``phases.csv`` at its root may say what the headers do not:
+An archive is a folder, an ``s3://`` prefix, a zip or tar, a DICOMDIR with its folder, or one NIfTI,
+NRRD or MetaImage file; headers are trusted and names are not. A file ``phases.csv`` at its root may
+say what the headers do not:
 
     series,phase,patient
     1.2.840.113619.2.55.3,arterial,
     case7/native.nii.gz,plain,case7
 
-``series`` is a Series Instance UID, or a NIfTI file's path below the root; ``phase`` is plain,
+``series`` is a Series Instance UID, a key of the tables, or an image file's path below the root;
+``phase`` is plain,
 arterial, portal, delayed or ignore; ``patient`` may stay empty.
+
+One Series Instance UID may cover several stacks (two acquisitions, a reformat beside its source):
+each becomes a row of its own.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import hmac
 import io
 import struct
+import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pydicom
+import SimpleITK as sitk
 from fsspec.core import url_to_fs
-from pydicom.errors import InvalidDicomError
 
 from dyefreenet.config import Phase
-from dyefreenet.data.dicom import NIFTI, is_localizer
-from dyefreenet.errors import InputError
+from dyefreenet.data.dicom import is_localizer
+from dyefreenet.data.files import IMAGES, INSIDE, PACKAGES, opened, read_header, unpacked
+from dyefreenet.data.frames import GROUPS, frames_of
+from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.store import Folder
 
 PHASES_FILE = "phases.csv"
+DICOMDIR = "DICOMDIR"
+NIFTI = (".nii", ".nii.gz")
 IGNORE = "ignore"  # a phase of phases.csv: leave this series alone
 HEAD = 64 * 1024  # bytes of a remote file read at first; a header rarely is longer
 TAGS = [
@@ -60,7 +72,12 @@ TAGS = [
     "Rows",
     "Columns",
     "PixelSpacing",
+    "AcquisitionNumber",
+    "NumberOfFrames",
+    *GROUPS,
 ]
+SAME_MM = 1e-3  # of two pixel spacings
+SAME_DIRECTION = 1e-3  # of two direction cosines
 
 
 @dataclass(frozen=True)
@@ -71,8 +88,9 @@ class SeriesRow:
     ``patient`` may be logged or stored.
 
     Attributes:
-        key: First 16 hex digits of SHA-256 of the Series Instance UID; of a NIfTI file's path.
+        key: ``short_hash`` of the Series Instance UID; of an image file's path.
         patient: The same of the Patient ID.
+        split_at: A hash that is never stored, for the split by patient; it needs no salt.
         spacing: mm, (z, y, x), z being the median step; None where the header does not tell.
         declared: Phase that ``phases.csv`` gives, or "ignore"; "" where it says nothing.
     """
@@ -90,6 +108,7 @@ class SeriesRow:
     localizer: bool = False  # every image is a scout or a projection
     virtual: bool = False  # made by a network
     declared: str = ""
+    split_at: str = field(default="", repr=False)
     series_uid: str = field(default="", repr=False)
     study_uid: str = field(default="", repr=False)
     patient_id: str = field(default="", repr=False)
@@ -103,8 +122,9 @@ class SeriesRow:
     files: tuple[str, ...] = field(default=(), repr=False)  # addresses, sorted
 
     @property
-    def is_nifti(self) -> bool:
-        return len(self.files) == 1 and self.files[0].lower().endswith(NIFTI)
+    def is_image(self) -> bool:
+        """Whether this is one file that holds a whole volume, of a kind that SimpleITK reads."""
+        return len(self.files) == 1 and self.files[0].lower().endswith(IMAGES)
 
 
 @dataclass(frozen=True)
@@ -114,69 +134,79 @@ class Survey:
     rows: list[SeriesRow]
     skipped: list[tuple[str, str]]  # address, why
 
-    def why_skipped(self) -> dict[str, int]:
-        """Number of skipped files by reason."""
-        return dict(Counter(why for _, why in self.skipped))
+
+def short_hash(text: str, salt: str = "") -> str:
+    """The only form in which an identifier leaves an archive: 16 hex digits.
+
+    Without the salt nobody can try out names; with it, the same text gives the same digits.
+    """
+    if not salt:
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hmac.new(salt.encode(), text.encode(), "sha256").hexdigest()[:16]
 
 
-def short_hash(text: str) -> str:
-    """The only form in which an identifier leaves an archive."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def scan(uri: str | Folder) -> list[SeriesRow]:
+def scan(uri: str | Folder, salt: str = "") -> list[SeriesRow]:
     """The series of an archive, sorted by key. See ``survey``."""
-    return survey(uri).rows
+    return survey(uri, salt).rows
 
 
-def survey(uri: str | Folder) -> Survey:
+def survey(uri: str | Folder, salt: str = "") -> Survey:
     """The series of an archive by their headers, and what else lay there.
+
+    Args:
+        salt: Goes into every hash.
 
     Raises:
         InputError: There is no such place, it cannot be read, or it holds no series.
     """
     root, names = _names(str(uri))
-    series: dict[str, list[tuple[str, pydicom.Dataset]]] = {}
+    series: dict[str, list[tuple[str, list[pydicom.Dataset]]]] = {}
     rows, skipped = [], []
     wanted = [name for name in names if not _is_hidden(name) and name != PHASES_FILE]
-    dicom = [name for name in wanted if not name.lower().endswith(NIFTI)]
     for name in wanted:
-        if name.lower().endswith(NIFTI):
+        if name.lower().endswith(IMAGES):
             try:
-                rows.append(_nifti_row(root, name))
+                rows.append(_image_row(root, name, salt))
             except ValueError as error:
                 skipped.append((f"{root}/{name}", str(error)))
-    for name, found in zip(dicom, _headers(root, dicom), strict=True):
-        address = f"{root}/{name}"
+    for address, found in _headers(root, wanted):
         if isinstance(found, str):
             skipped.append((address, found))
-        elif not found.get("SeriesInstanceUID"):
+        elif not found[0].get("SeriesInstanceUID"):
             skipped.append((address, "no Series Instance UID"))
         else:
-            series.setdefault(str(found.SeriesInstanceUID), []).append((address, found))
-    rows += [_row(uid, instances) for uid, instances in series.items()]
+            series.setdefault(str(found[0].SeriesInstanceUID), []).append((address, found))
+    for name in names:
+        if name.rpartition("/")[2] == DICOMDIR:
+            absent = _absent(root, name, names)
+            skipped += [(f"{root}/{name}", "listed in DICOMDIR and not there")] * absent
+    rows += [
+        _row(uid, stack, instances, salt, alone=len(stacks) == 1)
+        for uid, stacks in ((uid, _stacks(whole)) for uid, whole in series.items())
+        for stack, instances in stacks.items()
+    ]
     if not rows:
         found_instead = Counter(why for _, why in skipped)
         raise InputError(
-            f"{uri}: expected an archive of CT in DICOM or NIfTI, found "
+            f"{uri}: expected an archive of CT in DICOM, NIfTI, NRRD or MetaImage, found "
             + (
                 ", ".join(f"{count} files: {why}" for why, count in found_instead.items())
                 or "an empty folder"
             )
         )
     if PHASES_FILE in names:
-        rows = _declared(root, rows)
+        rows = _declared(root, rows, salt)
     return Survey(sorted(rows, key=lambda row: row.key), skipped)
 
 
 def _names(uri: str) -> tuple[str, list[str]]:
     """The archive's root and the names below it."""
-    if uri.lower().endswith(NIFTI):
+    if uri.lower().endswith((*IMAGES, *PACKAGES)):
         parent, _, name = Folder(uri).uri.rpartition("/")
         if not Folder(parent).exists(name):
-            raise InputError(f"{uri}: expected a NIfTI file, found none")
+            raise InputError(f"{uri}: expected a file, found none")
         return parent, [name]
-    root = Folder(uri)
+    root = Folder(uri.removesuffix(DICOMDIR)) if uri.endswith(f"/{DICOMDIR}") else Folder(uri)
     names = root.names()
     if not names:
         found = "an empty folder" if root.exists() else "nothing"
@@ -187,37 +217,60 @@ def _names(uri: str) -> tuple[str, list[str]]:
 def _is_hidden(name: str) -> bool:
     """Files of the operating system, and a DICOMDIR, which only points at the others."""
     parts = name.split("/")
-    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1] == "DICOMDIR"
+    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1] == DICOMDIR
 
 
-def _headers(root: str, names: Sequence[str]) -> list[pydicom.Dataset | str]:
-    """Each file's header, or why it has none, in order."""
+def _absent(root: str, name: str, names: Sequence[str]) -> int:
+    """How many files a DICOMDIR lists that are not below its folder."""
+    try:
+        listed = pydicom.dcmread(io.BytesIO(Folder(root).read(name))).DirectoryRecordSequence
+        parts = [record.get("ReferencedFileID") for record in listed]
+    except Exception:  # it is not needed: the files themselves are read
+        return 0
+    above = name.removesuffix(DICOMDIR)
+    there = {other.upper() for other in names}
+    paths = ["/".join([one] if isinstance(one, str) else one) for one in parts if one]
+    return sum(f"{above}{path}".upper() not in there for path in paths)
+
+
+def _headers(root: str, names: Sequence[str]) -> Iterator[tuple[str, list[pydicom.Dataset] | str]]:
+    """Address and headers of each DICOM file, one header a frame, or why there is none."""
+    plain = [name for name in names if not name.lower().endswith((*IMAGES, *PACKAGES))]
+    for name in names:
+        if name.lower().endswith(PACKAGES):
+            for inside, content in unpacked(f"{root}/{name}"):
+                if not _is_hidden(inside):
+                    yield f"{root}/{name}{INSIDE}{inside}", _header(content)
     if "://" not in root:
-        return [_header(open, f"{root}/{name}") for name in names]
+        for name in plain:
+            yield f"{root}/{name}", _header(Path(root, name))
+        return
     fs, base = url_to_fs(root)
 
-    def remote(name: str) -> pydicom.Dataset | str:
+    def remote(name: str) -> tuple[str, list[pydicom.Dataset] | str]:
         path = f"{base}/{name}"
         try:
-            head = fs.cat_file(path, start=0, end=HEAD)
-            if len(head) == HEAD and not _is_whole(head):
-                head = fs.cat_file(path)
+            content = fs.cat_file(path, start=0, end=HEAD)
+            if len(content) == HEAD and not _is_whole(content):
+                content = fs.cat_file(path)
         except Exception as error:  # a store that fails is no reason to call a file "not DICOM"
             raise InputError(f"{root}: a file cannot be read ({type(error).__name__})") from error
-        return _header(lambda content, _: io.BytesIO(content), head)
+        return f"{root}/{name}", _header(content)
 
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(remote, names))
+        yield from pool.map(remote, plain)
 
 
-def _header(opened: Any, source: Any) -> pydicom.Dataset | str:
+def _header(file: bytes | Path | str) -> list[pydicom.Dataset] | str:
+    """Headers of a file's frames; a text says why there are none."""
+    if isinstance(file, str):
+        return file
     try:
-        with opened(source, "rb") as stream:
-            return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
-    except InvalidDicomError:
-        return "not DICOM"
-    except Exception as error:  # damaged files make pydicom raise almost anything
-        return f"unreadable header ({type(error).__name__})"
+        with opened(file) as stream:
+            header, _, _ = read_header(stream, TAGS)
+        return frames_of(header)
+    except SeriesError as error:
+        return error.detail
 
 
 def _is_whole(head: bytes) -> bool:
@@ -230,16 +283,64 @@ def _is_whole(head: bytes) -> bool:
         return False
 
 
-def _row(uid: str, instances: list[tuple[str, pydicom.Dataset]]) -> SeriesRow:
+Instances = list[tuple[str, list[pydicom.Dataset]]]  # address, headers of its frames
+
+
+def _stacks(instances: Instances) -> dict[str, Instances]:
+    """The stacks of images under one Series Instance UID, by what tells them apart.
+
+    Scouts stay with the first stack; two acquisitions of one place are two stacks.
+    """
+    stacks: dict[str, Instances] = {}
+    scouts = [one for one in instances if all(map(is_localizer, one[1]))]
+    for one in instances:
+        if one not in scouts:
+            stacks.setdefault(_grid_of(one[1][0]), []).append(one)
+    split: dict[str, Instances] = {}
+    for name, stack in stacks.items():
+        numbers = {_text(headers[0], "AcquisitionNumber") for _, headers in stack}
+        places = [
+            tuple(map(str, headers[0].get("ImagePositionPatient") or ())) for _, headers in stack
+        ]
+        if len(numbers) > 1 and len(set(places)) < len(places):
+            for one in stack:
+                number = _text(one[1][0], "AcquisitionNumber")
+                split.setdefault(f"{name} acquisition {number}", []).append(one)
+        else:
+            split[name] = stack
+    if not split:
+        return {"": instances}
+    first = min(split)
+    split[first] = split[first] + scouts
+    return split
+
+
+def _grid_of(header: pydicom.Dataset) -> str:
+    """What is the same in all images of a stack, in steps that forgive a last digit."""
+    numbers = [
+        [_number(value) for value in header.get(word) or ()]
+        for word in ("PixelSpacing", "ImageOrientationPatient")
+    ]
+    steps = [
+        [round((value or 0.0) / step) for value in values]
+        for values, step in zip(numbers, (SAME_MM, SAME_DIRECTION), strict=True)
+    ]
+    kind = _text(header, "ImageType").split("\\")[2:3]
+    words = [_text(header, word) for word in ("FrameOfReferenceUID", "Rows", "Columns")]
+    return repr([*words, *steps, kind])
+
+
+def _row(uid: str, stack: str, instances: Instances, salt: str, alone: bool) -> SeriesRow:
     instances = sorted(instances, key=lambda instance: instance[0])
-    headers = [header for _, header in instances]
+    headers = [header for _, frames in instances for header in frames]
     images = [header for header in headers if not is_localizer(header)]
     first = (images or headers)[0]
     patient_id = _text(first, "PatientID")
     times = sorted(filter(None, (_text(header, "AcquisitionTime") for header in images)))
     return SeriesRow(
-        key=short_hash(uid),
-        patient=short_hash(patient_id),
+        key=short_hash(uid if alone else f"{uid} {stack}", salt),
+        patient=short_hash(patient_id, salt),
+        split_at=short_hash(patient_id),
         modality=_text(first, "Modality"),
         slices=len(images or headers),
         rows=int(first.get("Rows") or 0),
@@ -292,13 +393,38 @@ def _number(value: Any) -> float | None:
         return None
 
 
-# ---- NIfTI ---------------------------------------------------------------------------------------
+# ---- whole volumes -------------------------------------------------------------------------------
 
 
-def _nifti_row(root: str, name: str) -> SeriesRow:
-    """A NIfTI file as a series; its folder below the root stands for the patient."""
+def _image_row(root: str, name: str, salt: str) -> SeriesRow:
+    """An image file as a series; its folder below the root stands for the patient."""
     fs, base = url_to_fs(root)
     head = fs.cat_file(f"{base}/{name}", start=0, end=HEAD)
+    if name.lower().endswith(NIFTI):
+        size, spacing = _nifti_size(name, head)
+    else:
+        size, spacing = _image_size(name, head)
+    if len(size) != 3:
+        raise ValueError("an image that is not a volume")
+    parent, _, _ = name.rpartition("/")
+    patient_id = parent or name
+    return SeriesRow(
+        key=short_hash(name, salt),
+        patient=short_hash(patient_id, salt),
+        split_at=short_hash(patient_id),
+        modality="CT",
+        slices=size[2],
+        rows=size[1],
+        columns=size[0],
+        spacing=(spacing[2], spacing[1], spacing[0]),
+        series_uid=name,
+        patient_id=patient_id,
+        files=(f"{root}/{name}",),
+    )
+
+
+def _nifti_size(name: str, head: bytes) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Voxels and mm along x, y, z, by the first bytes of a NIfTI-1 file."""
     if name.lower().endswith(".gz"):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, 352)
@@ -307,46 +433,53 @@ def _nifti_row(root: str, name: str) -> SeriesRow:
     if len(head) < 348 or head[344:347] not in (b"n+1", b"ni1"):
         raise ValueError("not NIfTI-1")
     order = "<" if struct.unpack("<i", head[:4])[0] == 348 else ">"
-    dimensions = struct.unpack(f"{order}8h", head[40:56])
-    steps = struct.unpack(f"{order}8f", head[76:108])
-    parent, _, _ = name.rpartition("/")
-    return SeriesRow(
-        key=short_hash(name),
-        patient=short_hash(parent or name),
-        modality="CT",
-        slices=dimensions[3],
-        rows=dimensions[2],
-        columns=dimensions[1],
-        spacing=(steps[3], steps[2], steps[1]),
-        series_uid=name,
-        patient_id=parent or name,
-        files=(f"{root}/{name}",),
-    )
+    size = struct.unpack(f"{order}8h", head[40:56])
+    return size[1:4], struct.unpack(f"{order}8f", head[76:108])[1:4]
+
+
+def _image_size(name: str, head: bytes) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Voxels and mm along x, y, z, by the first bytes of an NRRD or MetaImage file."""
+    reader = sitk.ImageFileReader()
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / f"head{Path(name).suffix.lower()}"
+        local.write_bytes(head)
+        reader.SetFileName(str(local))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise ValueError("no header of an image") from error
+    return reader.GetSize(), reader.GetSpacing()
 
 
 # ---- phases.csv ----------------------------------------------------------------------------------
 
 
-def _declared(root: str, rows: list[SeriesRow]) -> list[SeriesRow]:
+def _declared(root: str, rows: list[SeriesRow], salt: str) -> list[SeriesRow]:
     """The rows with what phases.csv says of them."""
     place = f"{root}/{PHASES_FILE}"
     table = csv.DictReader(io.StringIO(Folder(root).read(PHASES_FILE).decode("utf-8-sig")))
     if not {"series", "phase"} <= set(table.fieldnames or ()):
-        raise InputError(
-            f"{place}: expected columns series, phase and perhaps patient, found "
-            f"{', '.join(table.fieldnames or ()) or 'none'}"
-        )
-    by_uid = {row.series_uid: row for row in rows}
+        raise InputError(f"{place}: expected columns series, phase and perhaps patient")
+    said: dict[str, tuple[str, str]] = {}
+    known = {name for row in rows for name in (row.series_uid, row.key)}
     allowed = (*get_args(Phase), IGNORE)
     for line in table:
         where = f"{place}, line {table.line_num}"
-        uid, phase = (line["series"] or "").strip(), (line["phase"] or "").strip().lower()
+        name, phase = (line["series"] or "").strip(), (line["phase"] or "").strip().lower()
         if phase not in allowed:
-            raise InputError(f"{where}: expected a phase of {', '.join(allowed)}, found {phase!r}")
-        if uid not in by_uid:
+            raise InputError(f"{where}: expected a phase of {', '.join(allowed)}, found another")
+        if name not in known:
             raise InputError(f"{where}: expected a series of this archive, found none of that name")
-        patient_id = (line.get("patient") or "").strip() or by_uid[uid].patient_id
-        by_uid[uid] = replace(
-            by_uid[uid], declared=phase, patient_id=patient_id, patient=short_hash(patient_id)
-        )
-    return list(by_uid.values())
+        said[name] = phase, (line.get("patient") or "").strip()
+    declared = []
+    for row in rows:
+        phase, patient_id = said.get(row.key) or said.get(row.series_uid) or ("", "")
+        if patient_id:
+            row = replace(
+                row,
+                patient_id=patient_id,
+                patient=short_hash(patient_id, salt),
+                split_at=short_hash(patient_id),
+            )
+        declared.append(replace(row, declared=phase))
+    return declared

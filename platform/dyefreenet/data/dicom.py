@@ -1,43 +1,27 @@
-"""One CT series, DICOM or NIfTI, to a Volume in HU, or a SeriesError that says why not.
+"""One CT series in DICOM to a Volume in HU, or a SeriesError that says why not.
 
 Nothing is repaired in silence: what is left out (a scout image, a slice stored twice) stands in
-``Series.notes``, and whatever would need a guess is refused.
+``Series.notes``, and whatever would need a guess is refused. Multi-frame files are read frame by
+frame; sizes are checked before pixels are decoded.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import struct
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-)
+from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian, JPEGLSLossless, JPEGLSNearLossless
 
+from dyefreenet.data.files import File, opened, read_header
+from dyefreenet.data.frames import MULTI_FRAME, frames_of
 from dyefreenet.data.volume import AIR_HU, Volume
-from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.store import Folder
-
-File = bytes | str | Path  # a file's content, its path, or its s3:// address
+from dyefreenet.errors import SeriesError
 
 # Scanners fill what lies outside the round field of view with one number far below air, such as
 # -2000, -2048 or -3024 HU. Noise in air reaches about -1150 HU, so nothing measured is this low.
@@ -47,7 +31,8 @@ STEP_TOLERANCE = 0.01  # of the distance between slices
 STEP_TOLERANCE_MM = 0.01  # positions are often written with two decimals
 SAME_PLACE_MM = 0.01
 DRIFT_MM = 0.1  # sideways, over a whole series
-NIFTI = (".nii", ".nii.gz")
+MAX_SIDE = 4096  # pixels; the largest CT matrix in use is 2048
+MAX_VOXELS = 2 << 30  # of a series, 4 GiB in 16 bits
 REQUIRED = (
     "Rows",
     "Columns",
@@ -82,11 +67,14 @@ class Series:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A file's header, and where its uncompressed pixels begin."""
+    """A slice's header, and where its uncompressed pixels begin."""
 
     file: File
-    header: pydicom.Dataset
+    header: pydicom.Dataset  # of a multi-frame file: with this frame's attributes at the top
     pixels_at: int | None  # byte of Pixel Data's own tag; None: compressed, pydicom decodes
+    frame: int = 0  # within its file
+    frames: int = 1
+    whole: dict[str, Any] = field(default_factory=dict)  # a compressed file, once it was read
 
     @property
     def path(self) -> str:
@@ -95,7 +83,8 @@ class _Slice:
     @property
     def name(self) -> str:
         """For messages: the number within the series, never text that may name a patient."""
-        return f"instance {self.header.get('InstanceNumber', '?')}"
+        number = str(self.header.get("InstanceNumber", ""))
+        return f"instance {number if number.isdecimal() else '?'}"
 
 
 # ---- one series ----------------------------------------------------------------------------------
@@ -114,7 +103,9 @@ def read_series(files: Sequence[File]) -> Series:
     """
     if not files:
         raise SeriesError("short", "0 files; a triplet needs at least 3 slices")
-    slices = [_open(file, number, len(files)) for number, file in enumerate(files, start=1)]
+    slices = [
+        one for number, file in enumerate(files, start=1) for one in _open(file, number, len(files))
+    ]
     for one in slices:
         _require_ct(one)
     images = [one for one in slices if not is_localizer(one.header)]
@@ -135,8 +126,7 @@ def read_series(files: Sequence[File]) -> Series:
         images, positions = [images[number] for number in kept], positions[kept]
     step = slice_step(positions, normal)
 
-    first = images[0].header
-    shape = (len(images), int(first.Rows), int(first.Columns))
+    shape = _shape(images)
     hu = np.empty(shape, np.int16)
     padding = np.zeros(shape, np.bool_)
     stored_padding = []
@@ -185,12 +175,27 @@ def slice_step(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> f
     offsets = positions - positions[0]
     drift = float(np.linalg.norm(offsets - np.outer(offsets @ normal, normal), axis=1).max())
     if drift > DRIFT_MM:
-        raise SeriesError(
-            "geometry",
-            f"slices drift {drift:.2f} mm sideways over {span:.1f} mm, a gantry tilt of "
-            f"{np.degrees(np.arctan2(drift, span)):.1f} degrees; expected less than {DRIFT_MM} mm",
-        )
+        raise _drifted(positions, normal, drift, span)
     return span / (len(positions) - 1)
+
+
+def _drifted(
+    positions: NDArray[np.float64], normal: NDArray[np.float64], drift: float, span: float
+) -> SeriesError:
+    """Why slices lie beside each other: a steady way is a tilt or a shear, another one a fault."""
+    way = positions[-1] - positions[0]
+    along = np.linspace(0, 1, len(positions))
+    rest = float(np.linalg.norm(positions - positions[0] - np.outer(along, way), axis=1).max())
+    told = (
+        f"slices drift {drift:.2f} mm sideways over {span:.1f} mm; expected {DRIFT_MM} mm at most"
+    )
+    if rest > DRIFT_MM:
+        return SeriesError("geometry", f"{told}; they leave a straight line by {rest:.2f} mm")
+    angle = np.degrees(np.arctan2(drift, span))
+    tilted = abs(normal[2]) < 1 - 1e-5  # the gantry leans, the table does not
+    return SeriesError(
+        "tilt", f"{told}; {'gantry tilt' if tilted else 'shear'} {angle:.1f} degrees"
+    )
 
 
 def is_localizer(header: pydicom.Dataset) -> bool:
@@ -199,41 +204,29 @@ def is_localizer(header: pydicom.Dataset) -> bool:
     return "LOCALIZER" in words or any("MIP" in word or "MINIP" in word for word in words)
 
 
-def _open(file: File, number: int, total: int) -> _Slice:
+def _open(file: File, number: int, total: int) -> list[_Slice]:
+    """The slices of a file: one, or the frames of Enhanced CT."""
     try:
-        with _stream(file) as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True)
-            pixels_at: int | None = stream.tell()
-    except InvalidDicomError as error:
-        raise SeriesError("unreadable", f"file {number} of {total}: not a DICOM file") from error
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # damaged files make pydicom raise almost anything
-        raise SeriesError(
-            "unreadable", f"file {number} of {total}: {type(error).__name__} in its header"
-        ) from error
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    if not syntax:
-        raise SeriesError("syntax", f"file {number} of {total}: no Transfer Syntax (0002,0010)")
-    if not UID(syntax).is_transfer_syntax:
-        raise SeriesError("syntax", f"file {number} of {total}: unknown Transfer Syntax {syntax}")
-    if UID(syntax).is_encapsulated or syntax == DeflatedExplicitVRLittleEndian:
-        pixels_at = None
-    return _Slice(file, header, pixels_at)
-
-
-def _stream(file: File) -> BinaryIO:
-    return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
+        with opened(file) as stream:
+            header, pixels_at, inflated = read_header(stream)
+        frames = frames_of(header)
+    except SeriesError as error:
+        raise SeriesError(error.reason, f"file {number} of {total}: {error.detail}") from error
+    whole: dict[str, Any] = {}
+    return [
+        _Slice(inflated or file, frame, pixels_at, at, len(frames), whole)
+        for at, frame in enumerate(frames)
+    ]
 
 
 def _require_ct(one: _Slice) -> None:
     header = one.header
     modality, sop_class = header.get("Modality"), header.get("SOPClassUID")
-    if modality != "CT" or (sop_class and sop_class != CTImageStorage):
-        found = UID(sop_class).name if sop_class else "no SOP class"
-        raise SeriesError(
-            "not-ct", f"{one.name}: expected CT Image Storage, found {modality}, {found}"
-        )
+    if modality != "CT" or (sop_class and sop_class not in (CTImageStorage, *MULTI_FRAME)):
+        named = UID(str(sop_class or "")).name
+        found = "no known SOP class" if not named or named == sop_class else named
+        kind = modality if str(modality).isalpha() and len(str(modality)) <= 16 else "no modality"
+        raise SeriesError("not-ct", f"{one.name}: expected CT Image Storage, found {kind}, {found}")
     missing = [word for word in REQUIRED if header.get(word) in (None, "")]
     # A scout may lack its place; it is left out in any case.
     if missing and not is_localizer(header):
@@ -250,6 +243,19 @@ def _require_ct(one: _Slice) -> None:
             raise SeriesError(
                 "pixels", f"{one.name}: expected {word} {allowed}, found {header.get(word)}"
             )
+
+
+def _shape(images: list[_Slice]) -> tuple[int, int, int]:
+    """[Z, H, W] of the volume, before anything of that size is taken."""
+    header = images[0].header
+    shape = (len(images), int(header.Rows), int(header.Columns))
+    if not all(0 < side <= MAX_SIDE for side in shape[1:]):
+        raise SeriesError(
+            "limit", f"slices of {shape[1]} x {shape[2]}; expected sides up to {MAX_SIDE}"
+        )
+    if np.prod(shape, dtype=np.int64) > MAX_VOXELS:
+        raise SeriesError("limit", f"{shape} voxels; expected {MAX_VOXELS} in all or fewer")
+    return shape
 
 
 def _require_one_series(images: list[_Slice]) -> None:
@@ -333,11 +339,13 @@ def _stored(one: _Slice) -> NDArray[np.generic]:
         return _decoded(one, rows, columns).astype(np.int16 if signed else np.uint16, copy=False)
     big = header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     expected = rows * columns * 2
-    with _stream(one.file) as stream:
+    implicit, _ = header.original_encoding
+    with opened(one.file) as stream:
         stream.seek(one.pixels_at)
         # tag, then VR, two reserved bytes and a length of four; implicit VR: tag and length
-        tag = stream.read(8 if header.is_implicit_VR else 12)
+        tag = stream.read(8 if implicit else 12)
         found = tag[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+        stream.seek(one.frame * expected, 1)
         content = stream.read(expected) if found else b""
     if len(content) < expected:
         raise SeriesError(
@@ -351,23 +359,26 @@ def _stored(one: _Slice) -> NDArray[np.generic]:
 
 def _decoded(one: _Slice, rows: int, columns: int) -> NDArray[np.generic]:
     syntax = UID(one.header.file_meta.TransferSyntaxUID)
-    if syntax.is_encapsulated:
-        try:
-            usable = get_decoder(syntax).is_available
-        except NotImplementedError:
-            usable = False
-        if not usable:
-            raise SeriesError("syntax", f"{one.name}: no decoder is installed for {syntax.name}")
     try:
-        with _stream(one.file) as stream:
-            whole = pydicom.dcmread(stream)
+        usable = get_decoder(syntax).is_available
+    except NotImplementedError:
+        usable = False
+    if not usable:
+        raise SeriesError("syntax", f"{one.name}: no decoder is installed for {syntax.name}")
+    try:
+        if "file" not in one.whole:
+            with opened(one.file) as stream:
+                one.whole["file"] = pydicom.dcmread(stream, force=True)
+        whole = one.whole["file"]
         # pyjpegls is three times as fast as pydicom's first choice
         plugin = "pyjpegls" if syntax in JPEG_LS else ""
-        values = pixel_array(whole, raw=True, decoding_plugin=plugin)
+        values = pixel_array(whole, index=one.frame, raw=True, decoding_plugin=plugin)
     except Exception as error:  # each codec raises its own kinds
         raise SeriesError(
             "unreadable", f"{one.name}: {syntax.name} does not decode ({type(error).__name__})"
         ) from error
+    if one.frames == 1:
+        one.whole.clear()  # a series of 500 compressed files is not kept in memory
     if values.shape != (rows, columns) or values.dtype.kind not in "iu":
         raise SeriesError(
             "pixels",
@@ -432,167 +443,3 @@ def _declared_padding(header: pydicom.Dataset, stored: NDArray[np.generic]) -> N
 
 def _hu_of(one: _Slice) -> NDArray[np.int16]:
     return _rescaled(one, _stored(one))[0]
-
-
-# ---- NIfTI ---------------------------------------------------------------------------------------
-
-
-def read_nifti(path: str | Path) -> Volume:
-    """A NIfTI file as a volume in HU, its axes turned and flipped to LPS; no voxel is resampled.
-
-    Raises:
-        InputError: The file is not there.
-        SeriesError: It is not a three-dimensional image of HU that can be laid out axially.
-    """
-    image = _open_nifti(path)
-    values = sitk.GetArrayViewFromImage(image)
-    if values.dtype.kind == "f" and (broken := _not_finite(path, values.size)):
-        raise SeriesError("pixels", f"{broken} voxels are not finite")
-    if values.max() > np.iinfo(np.int16).max:
-        raise SeriesError("rescale", f"{values.max():.0f} HU; 16 bits hold up to 32767")
-    padding = values < FILL_HU
-    hu = np.rint(values).clip(AIR_HU).astype(np.int16)
-    hu[padding] = AIR_HU
-    direction = np.array(image.GetDirection()).reshape(3, 3).T  # rows: along x, y, z index
-    if len(hu) < 3:
-        raise SeriesError("short", f"{len(hu)} slices; a triplet needs at least 3")
-    if abs(direction[2, 2]) < AXIAL:
-        raise SeriesError(
-            "not-axial",
-            f"the slice normal has |z| = {abs(direction[2, 2]):.2f}; axial CT has at least {AXIAL}",
-        )
-    x, y, z = image.GetSpacing()
-    return Volume(hu, (z, y, x), image.GetOrigin(), direction, padding if padding.any() else None)
-
-
-def write_nifti(volume: Volume, path: str | Path, axes: str = "LPS") -> None:
-    """Write HU and geometry; what was padding is written as -1024 HU.
-
-    Args:
-        axes: Order and sense of the file's axes; ``nifti_axes`` tells those of another file.
-    """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.DICOMOrient(to_image(volume), axes)
-    sitk.WriteImage(image, str(path), useCompression=str(path).endswith(".gz"))
-
-
-def nifti_axes(path: str | Path) -> str:
-    """Where a file's axes point, as in "RAS"; its voxels are not read."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    find = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
-    return str(find(reader.GetDirection()))
-
-
-def read_labels(path: str | Path, volume: Volume) -> NDArray[np.uint8]:
-    """A label map as uint8 [Z, H, W] on the grid of ``volume``, nearest voxel.
-
-    Raises:
-        InputError: The map is not there, or covers none of the volume.
-    """
-    image = _open_nifti(path)
-    on_grid = sitk.Resample(
-        image, to_image(volume), sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8
-    )
-    labels = sitk.GetArrayFromImage(on_grid)
-    if not labels.any() and sitk.GetArrayViewFromImage(image).any():
-        raise InputError(
-            f"{path}: expected labels on the grid of their series, found them elsewhere"
-        )
-    return np.asarray(labels, np.uint8)
-
-
-def to_image(volume: Volume) -> sitk.Image:
-    """The same volume for SimpleITK."""
-    image = sitk.GetImageFromArray(volume.hu)
-    z, y, x = volume.spacing
-    image.SetSpacing((x, y, z))
-    image.SetOrigin(volume.origin)
-    image.SetDirection(volume.direction.T.ravel().tolist())
-    return image
-
-
-def _open_nifti(path: str | Path) -> sitk.Image:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: expected a NIfTI file, found none")
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise SeriesError("unreadable", "SimpleITK cannot read this NIfTI file") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise SeriesError(
-            "pixels",
-            f"expected one number a voxel in 3 dimensions, found "
-            f"{image.GetNumberOfComponentsPerPixel()} in {image.GetDimension()}",
-        )
-    return sitk.DICOMOrient(image, "LPS")
-
-
-def _not_finite(path: str | Path, count: int) -> int:
-    """Number of NaN and infinite voxels in the file; the NIfTI library reads each as 0, water."""
-    content = Path(path).read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    order = "<" if content[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
-    if struct.unpack_from(f"{order}i", content)[0] == 540:  # NIfTI-2: datatype, vox_offset
-        (kind,) = struct.unpack_from(f"{order}h", content, 12)
-        (start,) = struct.unpack_from(f"{order}q", content, 168)
-    else:
-        (kind,) = struct.unpack_from(f"{order}h", content, 70)
-        (start,) = struct.unpack_from(f"{order}f", content, 108)
-    size = {16: 4, 64: 8}.get(kind)  # float32, float64; others are whole numbers
-    if size is None:
-        return 0
-    values = np.frombuffer(content, f"{order}f{size}", count, int(start))
-    return count - int(np.isfinite(values).sum())
-
-
-# ---- by address ----------------------------------------------------------------------------------
-
-
-def read_volume(uri: str | Path) -> Volume:
-    """The volume at an address: a NIfTI file, or a folder with one DICOM series; local or s3://.
-
-    Raises:
-        InputError: Nothing is there, or it cannot be reached.
-        SeriesError: What is there cannot be used.
-    """
-    address = str(uri)
-    if address.lower().endswith(NIFTI):
-        return read_nifti_at(address)
-    names = Folder(address).names()
-    if not names:
-        raise InputError(f"{address}: expected a NIfTI file or a folder with one DICOM series")
-    return read_series(fetch([f"{Folder(address)}/{name}" for name in names])).volume
-
-
-def read_nifti_at(uri: str) -> Volume:
-    """``read_nifti`` for an address that may be remote."""
-    with local_nifti(uri) as local:
-        return read_nifti(local)
-
-
-@contextmanager
-def local_nifti(uri: str) -> Iterator[Path]:
-    """A NIfTI file as one on this machine, for as long as the block lasts."""
-    if "://" not in uri:
-        yield Path(uri)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / ("volume.nii.gz" if uri.lower().endswith(".gz") else "volume.nii")
-        local.write_bytes(_remote(uri))
-        yield local
-
-
-def fetch(uris: Sequence[str]) -> list[File]:
-    """Local paths as they are; the content of remote files, several at a time."""
-    if not any("://" in uri for uri in uris):
-        return list(uris)
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda uri: _remote(uri) if "://" in uri else uri, uris))
-
-
-def _remote(uri: str) -> bytes:
-    folder, _, name = uri.rpartition("/")
-    return Folder(folder).read(name)

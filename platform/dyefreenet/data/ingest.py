@@ -34,7 +34,9 @@ from dyefreenet.config import GridConfig, IngestConfig, Phase
 from dyefreenet.data.align import BODY_HU, register
 from dyefreenet.data.archive import SeriesRow, Survey, survey
 from dyefreenet.data.cohort import Refused, evidence, pair, plain_only, split_of
-from dyefreenet.data.dicom import fetch, read_labels, read_nifti_at, read_series
+from dyefreenet.data.dicom import read_series
+from dyefreenet.data.files import fetch
+from dyefreenet.data.images import read_image_at, read_labels
 from dyefreenet.data.shards import SlabRecord, write_slabs
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import DyeFreeNetError, InputError, SeriesError
@@ -164,8 +166,8 @@ def make_shards(
 
 def read_row(row: SeriesRow) -> Volume:
     """The volume of a series that a scan found."""
-    if row.is_nifti:
-        return read_nifti_at(row.files[0])
+    if row.is_image:
+        return read_image_at(row.files[0])
     return read_series(fetch(row.files)).volume
 
 

@@ -396,6 +396,12 @@ def _require_identifiers(series: Series) -> None:
                 f"{lacking} of {len(series.headers)} slices have no {word}, which a derived image "
                 "must name",
             )
+    frames = len(series.headers) - len({header.SOPInstanceUID for header in series.headers})
+    if frames:
+        raise SeriesError(
+            "pixels",
+            f"{frames + 1} slices share a file: multi-frame CT is read, not yet derived from",
+        )
 
 
 def refuse_source_folder(files: Sequence[str], target: Folder) -> None:

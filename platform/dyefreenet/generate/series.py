@@ -14,15 +14,9 @@ from dyefreenet import __version__
 from dyefreenet.cascade import Cascade
 from dyefreenet.data.archive import SeriesRow, scan
 from dyefreenet.data.cohort import plain_only
-from dyefreenet.data.dicom import (
-    NIFTI,
-    fetch,
-    local_nifti,
-    nifti_axes,
-    read_nifti,
-    read_series,
-    write_nifti,
-)
+from dyefreenet.data.dicom import read_series
+from dyefreenet.data.files import IMAGES, fetch
+from dyefreenet.data.images import NIFTI, image_axes, local_image, read_image, write_nifti
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.generate.export import refuse_source_folder, write_series
@@ -70,14 +64,14 @@ def generate(
         SeriesError: The series cannot be used.
     """
     now = made_on or datetime.now(timezone.utc)
-    if source.lower().endswith(NIFTI):
+    if source.lower().endswith(IMAGES):
         path = target if target.lower().endswith(NIFTI) else f"{target}/virtual_contrast.nii.gz"
         if _address(path) == _address(source):
             raise InputError(
                 f"{target}: expected another file than the source, which stays as it is"
             )
-        with local_nifti(source) as local:
-            plain, axes = read_nifti(local), nifti_axes(local)
+        with local_image(source) as local:
+            plain, axes = read_image(local), image_axes(local)
         virtual = cascade.predict(plain, method, tick)
         # Voxel [i, j, k] of the output is voxel [i, j, k] of the input, whichever way its axes run.
         _put_nifti(virtual, path, axes)

@@ -1,0 +1,275 @@
+"""Files of an archive, however they are packed, opened within limits. No HU here.
+
+Whoever sends a file may lie in it: about its size, its length once inflated, the names of what it
+holds. So every size is checked before bytes are inflated or memory is taken, nothing is ever
+unpacked to disk, and no name from a file becomes a path.
+
+A file inside of a zip or tar has the address ``PACKAGE!/NAME``.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+import pydicom
+from pydicom.filereader import read_dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from dyefreenet.errors import InputError, SeriesError
+from dyefreenet.store import Folder
+
+# pydicom's complaints quote header values, which may name a patient; what matters is refused here.
+warnings.filterwarnings("ignore", module="pydicom")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+File = bytes | str | Path  # a file's content, its path, or its address
+
+IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # whole volumes, read by SimpleITK
+PACKAGES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+INSIDE = "!/"  # between a package's address and a name in it
+
+MAX_FILE = 4 << 30  # bytes; Enhanced CT of 4000 slices of 512 x 512 has half of that
+MAX_HEADER = 16 << 20  # bytes before the pixels of a deflated file
+MAX_PACKED = 200_000  # files in one package
+MAX_RATIO = 200  # of inflated to packed bytes; CT packs to a half, empty slices to a fiftieth
+ROOM = 1 << 20  # bytes to inflate whatever the ratio, and after the pixels of a file
+
+
+# ---- content -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(file: File) -> Iterator[BinaryIO]:
+    """A file of this machine, or its content, as a stream."""
+    if isinstance(file, bytes):
+        yield io.BytesIO(file)
+        return
+    size = os.path.getsize(file)
+    if size > MAX_FILE:
+        raise SeriesError("limit", f"a file of {size >> 20} MiB; expected {MAX_FILE >> 20} or less")
+    with open(file, "rb") as stream:
+        yield stream
+
+
+def fetch(addresses: Sequence[str]) -> list[File]:
+    """Local paths as they are; the content of remote and packed files, several at a time.
+
+    Raises:
+        InputError: The storage does not answer; it is named, and the file is not.
+        SeriesError: A file is over a limit.
+    """
+    inside: dict[str, set[str]] = {}
+    for address in addresses:
+        package, packed, name = address.partition(INSIDE)
+        if packed:
+            inside.setdefault(package, set()).add(name)
+    found: dict[str, bytes] = {}
+    for package, names in inside.items():
+        for name, content in unpacked(package, names):
+            if isinstance(content, str):
+                raise SeriesError("limit", content)
+            found[f"{package}{INSIDE}{name}"] = content
+    missing = sum(INSIDE in address and address not in found for address in addresses)
+    if missing:
+        raise SeriesError("unreadable", f"{missing} files are no longer in their package")
+
+    def content_of(address: str) -> File:
+        if address in found:
+            return found[address]
+        return _remote(address) if "://" in address else address
+
+    if not any("://" in address for address in addresses):
+        return [content_of(address) for address in addresses]
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(content_of, addresses))
+
+
+def _remote(address: str) -> bytes:
+    folder, _, name = address.rpartition("/")
+    return Folder(folder).read(name)
+
+
+def unpacked(package: str, wanted: set[str] | None = None) -> Iterator[tuple[str, bytes | str]]:
+    """Name and content of the files in a zip or tar, or what speaks against one, in its order.
+
+    Packages within packages stay closed, links are not followed. What comes after a file over a
+    limit is not looked at: a package that lies once is not asked again.
+
+    Args:
+        wanted: Names to give; None: all.
+    """
+    try:
+        with fsspec.open(package, "rb") as stream:
+            unpack = _zipped if package.lower().endswith(".zip") else _tarred
+            yield from unpack(
+                stream, os.stat(package).st_size if "://" not in package else stream.size, wanted
+            )
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+        yield "", f"a package that cannot be read ({type(error).__name__})"
+    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise InputError("a package of the archive is gone") from error
+        yield "", f"a package that cannot be read ({type(error).__name__})"
+
+
+def _zipped(
+    stream: BinaryIO, size: int, wanted: set[str] | None
+) -> Iterator[tuple[str, bytes | str]]:
+    with zipfile.ZipFile(stream) as package:
+        members = [one for one in package.infolist() if not one.is_dir()]
+        fault = _over_limit(len(members), sum(one.file_size for one in members), size)
+        if fault:
+            yield "", fault
+            return
+        for one in members:
+            if wanted is not None and one.filename not in wanted:
+                continue
+            if one.flag_bits & 1:
+                yield one.filename, "encrypted"
+            elif not _is_plain_name(one.filename) or (one.external_attr >> 28) == 0xA:
+                yield one.filename, "a link, or a name that leads out of its package"
+            else:
+                with package.open(one) as member:
+                    yield one.filename, member.read(one.file_size)
+
+
+def _tarred(
+    stream: BinaryIO, size: int, wanted: set[str] | None
+) -> Iterator[tuple[str, bytes | str]]:
+    count = total = 0
+    with tarfile.open(fileobj=stream, mode="r|*") as package:
+        for one in package:
+            count, total = count + 1, total + one.size
+            fault = _over_limit(count, total, size)
+            if fault:
+                yield "", fault
+                return
+            if one.isdir() or (wanted is not None and one.name not in wanted):
+                continue
+            if not one.isfile() or not _is_plain_name(one.name):
+                yield one.name, "a link, or a name that leads out of its package"
+                continue
+            member = package.extractfile(one)
+            yield one.name, member.read() if member is not None else b""
+
+
+def _over_limit(count: int, total: int, size: int) -> str:
+    if count > MAX_PACKED:
+        return f"a package of more than {MAX_PACKED} files"
+    if total > MAX_RATIO * size + ROOM:
+        return f"a package of {size} bytes that unpacks to more than {MAX_RATIO} times as many"
+    return ""
+
+
+def _is_plain_name(name: str) -> bool:
+    return not name.startswith(("/", "\\")) and ".." not in name.replace("\\", "/").split("/")
+
+
+# ---- DICOM ---------------------------------------------------------------------------------------
+
+
+def read_header(
+    stream: BinaryIO, tags: list[str] | None = None
+) -> tuple[pydicom.Dataset, int | None, bytes | None]:
+    """A data set up to its pixels.
+
+    Files without the preamble of PS3.10 are read if they begin with a DICOM element. A deflated
+    data set is inflated no further than the pixels that it declares.
+
+    Args:
+        tags: Keywords to read; None: all.
+
+    Returns:
+        The data set; the byte of Pixel Data's own tag, None where it is compressed; and the file as
+        it would be without deflation, None where it is not deflated.
+
+    Raises:
+        SeriesError: Not DICOM ("unreadable"), damaged, or over a limit.
+    """
+    start = stream.tell()
+    head = stream.read(132)
+    stream.seek(start)
+    has_preamble = head[128:] == b"DICM"
+    if not has_preamble and head[:2] not in (b"\x02\x00", b"\x08\x00"):
+        raise SeriesError("unreadable", "not a DICOM file")
+    inflated: bytes | None = None
+    try:
+        if has_preamble and (inflated := _inflated(stream)) is not None:
+            stream = io.BytesIO(inflated)
+        header = pydicom.dcmread(
+            stream,
+            stop_before_pixels=True,
+            specific_tags=tags,
+            force=not has_preamble,
+            defer_size=None if tags else 1 << 20,
+        )
+    except SeriesError:
+        raise
+    except Exception as error:  # damaged files make pydicom raise almost anything
+        raise SeriesError("unreadable", f"{type(error).__name__} in its header") from error
+    meta = header.file_meta
+    if not has_preamble and "TransferSyntaxUID" not in meta:
+        implicit, little = header.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    syntax = UID(meta.get("TransferSyntaxUID") or "")
+    if not syntax:
+        raise SeriesError("syntax", "no Transfer Syntax (0002,0010)")
+    if not syntax.is_transfer_syntax or syntax.is_private:
+        raise SeriesError("syntax", "a Transfer Syntax (0002,0010) that is none of DICOM's")
+    return header, None if syntax.is_encapsulated else stream.tell(), inflated
+
+
+def _inflated(stream: BinaryIO) -> bytes | None:
+    """The file with its data set inflated (PS3.5 A.5); None if it is not deflated."""
+    start = stream.tell()
+    stream.seek(start + 132)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    end = stream.tell()
+    stream.seek(start)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return None
+    content = stream.read()
+    stream.seek(start)
+    head, packed = content[: end - start], content[end - start :]
+    head = head.replace(  # of one length, so that the group length stays right
+        DeflatedExplicitVRLittleEndian.encode(), ExplicitVRLittleEndian.encode() + b"\0\0\0"
+    )
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = inflate.decompress(packed, MAX_HEADER)
+    first = pydicom.dcmread(io.BytesIO(head + data), stop_before_pixels=True)
+    pixels = declared_bytes(first)
+    if pixels > MAX_FILE:
+        raise SeriesError("limit", f"{pixels >> 20} MiB of pixels; expected {MAX_FILE >> 20}")
+    more = pixels + ROOM  # what stands before them is in ``data``
+    if inflate.unconsumed_tail:
+        data += inflate.decompress(inflate.unconsumed_tail, more)
+    if inflate.unconsumed_tail:
+        raise SeriesError(
+            "limit", f"inflates beyond {len(data)} bytes; its header declares {pixels} of pixels"
+        )
+    return head + data
+
+
+def declared_bytes(header: pydicom.Dataset) -> int:
+    """Bytes of Pixel Data that a header announces, 16 bits a pixel."""
+    rows, columns = (int(header.get(word) or 0) for word in ("Rows", "Columns"))
+    return rows * columns * int(header.get("NumberOfFrames") or 1) * 2
