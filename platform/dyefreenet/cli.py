@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -13,16 +14,17 @@ from pathlib import Path
 
 from dyefreenet import __version__, recipes
 from dyefreenet.config import Recipe
-from dyefreenet.errors import DyeFreeNetError, InputError, ResourceError
+from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, ResourceError
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
-from dyefreenet.store import Folder
+from dyefreenet.store import Folder, salt_of
 
 SHIPPED = "shipped"  # the run that comes with the package
 
 EPILOG = """examples:
   dyefreenet run --recipe demo
   dyefreenet run --recipe paper --set ingest.paired='[s3://bucket/pairs]' --store s3://bucket/runs
+  dyefreenet ingest -i ARCHIVE -o SHARDS --json
   dyefreenet train --stage refine --recipe demo
   dyefreenet generate -i CT_FOLDER -o OUT_FOLDER
   dyefreenet sweep --recipe demo --stage primary --trials 6
@@ -94,14 +96,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_resources(run)
     run.set_defaults(call=_run, only=())
 
-    for name, steps, text in (
-        ("ingest", ("phantom", "ingest"), "archives to training shards"),
-        ("evaluate", ("evaluate",), "score every trained method, and write the report"),
-    ):
-        command = commands.add_parser(name, help=text)
-        _add_recipe(command)
-        _add_resources(command)
-        command.set_defaults(call=_run, only=steps)
+    ingest = commands.add_parser(
+        "ingest",
+        help="archives to training shards",
+        description="The ingest step of a run; or, with -i and -o, any archive into any folder.",
+    )
+    ingest.add_argument(
+        "-i", "--input", action="append", help="archive: folder, s3://, zip, tar; repeatable"
+    )
+    ingest.add_argument("-o", "--output", help="folder or s3:// for the shards and their books")
+    ingest.add_argument("--json", action="store_true", help="print the account as one object")
+    _add_recipe(ingest)
+    _add_resources(ingest)
+    ingest.set_defaults(call=_ingest, only=("phantom", "ingest"))
+
+    evaluate = commands.add_parser(
+        "evaluate", help="score every trained method, and write the report"
+    )
+    _add_recipe(evaluate)
+    _add_resources(evaluate)
+    evaluate.set_defaults(call=_run, only=("evaluate",))
 
     train = commands.add_parser("train", help="one stage; what it needs must be done")
     train.add_argument(
@@ -216,6 +230,43 @@ def _run(options: argparse.Namespace) -> None:
     )
     if (run / "evaluate").manifest() is not None and (not only or "evaluate" in only):
         _print_report(run, again=count > 0)
+
+
+def _ingest(options: argparse.Namespace) -> None:
+    if not options.input and not options.output:
+        _run(options)
+        return
+    if not options.input or not options.output:
+        raise ConfigError("ingest: expected both -i ARCHIVE and -o FOLDER, found one of them")
+    from dyefreenet import runtime
+    from dyefreenet.data.ingest import ingest
+
+    recipe, _ = _open(options)
+    target = Folder(options.output)
+    progress = Progress()
+    runtime.connect(options.verbose)
+    facts = ingest(
+        recipe.ingest,
+        recipe.grid,
+        paired=[Folder(uri) for uri in options.input],
+        plain=[Folder(uri) for uri in recipe.ingest.plain],
+        target=target,
+        salt=salt_of(target),
+        train=False,
+        report=lambda done, total: progress.tick("ingest", done, total, "series"),
+    )
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    print(f"{facts['series']} series found, {facts['used']} used, {facts['failed']} failed")
+    for phase, count in facts["pairs"].items():
+        print(f"  {count} pairs of plain and {phase}")
+    print(f"  {facts['ssl_series']} plain series without partner")
+    for reason, count in facts["refused"].items():
+        print(f"  {count} refused: {reason}")
+    for why, count in facts["skipped_files"].items():
+        print(f"  {count} files passed over: {why}")
+    print(f"every refused series and why: {target}/excluded.parquet")
 
 
 def _asked(recipe: Recipe, names: Sequence[str]) -> Sequence[str]:

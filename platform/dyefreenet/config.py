@@ -71,10 +71,13 @@ class IngestConfig(Frozen):
     paired: tuple[str, ...] = ()  # archives with plain and contrast series; empty: the phantom
     plain: tuple[str, ...] = ()  # further archives of plain series for SSL, NLST for instance
     phase: Phase = "arterial"  # the contrast phase that is learnt
+    keep: tuple[Phase, ...] = ("arterial", "portal", "delayed")  # phases that become shards
     registration: Literal["off", "rigid", "deformable"] = "off"  # contrast onto plain (D8)
     validation: Share = 0.15  # of patients
     test: Share = 0.2  # of patients
     slab: PositiveInt = 16  # slices in a shard file, its neighbours not counted
+    seconds: PositiveFloat = 900.0  # that a pair may take, else it has failed
+    memory_gib: PositiveFloat = 12.0  # that a pair may take; 512 x 512 x 800 voxels need 4
 
 
 class GeneratorConfig(Frozen):

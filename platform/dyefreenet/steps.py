@@ -23,7 +23,7 @@ from dyefreenet.plan import TRAINED, Planned
 from dyefreenet.progress import Progress
 from dyefreenet.runtime import Resources, Share
 from dyefreenet.stages import launch
-from dyefreenet.store import Folder
+from dyefreenet.store import Folder, salt_of
 
 
 @dataclass
@@ -100,6 +100,7 @@ def ingest(context: Context, planned: Planned) -> dict[str, Any]:
         plain=[Folder(uri) for uri in recipe.ingest.plain],
         target=run / "ingest",
         truth=truth,
+        salt=salt_of(run.parent) if recipe.ingest.paired or recipe.ingest.plain else "",
         report=lambda done, total: context.progress.tick("ingest", done, total, "series"),
     )
 

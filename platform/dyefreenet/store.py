@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import subprocess
 import uuid
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dyefreenet import __version__
 from dyefreenet.errors import InputError, StoreError
 
 MANIFEST = "manifest.json"
+SALT = "salt.txt"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Folder:
 
     def __str__(self) -> str:
         return self.uri
+
+    @property
+    def parent(self) -> Folder:
+        return Folder(self.uri.rstrip("/").rpartition("/")[0])
 
     @property
     def is_local(self) -> bool:
@@ -109,6 +115,33 @@ class Folder:
         prefix = root.rstrip("/") + "/"
         return sorted(path.removeprefix(prefix) for path in found)
 
+    def stamps(self) -> dict[str, str]:
+        """Names of all files below, and for each what changes with its content: size and time."""
+        fs, root = self._fs()
+        try:
+            fs.invalidate_cache()
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise _refused(self.uri, error) from error
+        prefix = root.rstrip("/") + "/"
+        return {
+            path.removeprefix(prefix): "-".join(
+                str(info.get(word, "")) for word in ("size", "ETag", "mtime", "LastModified")
+            )
+            for path, info in sorted(found.items())
+        }
+
+    def remove(self, name: str) -> None:
+        fs, root = self._fs()
+        try:
+            fs.rm_file(f"{root}/{name}")
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise _refused(self.uri, error) from error
+
     def clear(self) -> None:
         """Remove all that lies below: what a step left that was broken off."""
         fs, root = self._fs()
@@ -148,6 +181,19 @@ class Folder:
             }
             | facts,
         )
+
+
+def salt_of(store: Folder) -> str:
+    """What goes into every hash of a patient or series, so that nobody can try out names.
+
+    It is ``$DYEFREENET_SALT``, or a random one that is kept beside the runs of a store. Who has it
+    can test a guess: hand on runs, and not this file.
+    """
+    if "DYEFREENET_SALT" in os.environ:
+        return os.environ["DYEFREENET_SALT"]
+    if not store.exists(SALT):
+        store.write(SALT, secrets.token_hex(32).encode())
+    return store.read(SALT).decode()
 
 
 def _refused(uri: str, error: Exception) -> Exception:

@@ -105,32 +105,32 @@ def test_phases_csv_comes_first():
 
 
 def test_two_phases_of_a_study_pair():
-    pairs, refused = pair([arterial(), plain()], "arterial")
+    pairs, refused = pair([arterial(), plain()], ["arterial"])
     assert [(one.plain.series_uid, one.contrast.series_uid) for one in pairs] == [("1", "2")]
     assert refused == []
 
 
 def test_two_plain_candidates_are_ambiguous_and_listed():
     rows = [plain("1", kernel="B30f"), plain("3", kernel="B70f"), arterial("2")]
-    pairs, refused = pair(rows, "arterial")
+    pairs, refused = pair(rows, ["arterial"])
     assert pairs == []
     assert {one.reason for one in refused} == {"phase-ambiguous"} and len(refused) == 3
     assert "kernel B30f" in refused[0].detail and "kernel B70f" in refused[0].detail
     rows[1] = dataclasses.replace(rows[1], declared="ignore")
-    pairs, refused = pair(rows, "arterial")
+    pairs, refused = pair(rows, ["arterial"])
     assert len(pairs) == 1 and [one.reason for one in refused] == ["ignored"]
 
 
 def test_no_pair_across_studies_or_patients():
     for change in ({"study_uid": "S2"}, {"patient": short_hash("P2")}):
-        pairs, refused = pair([plain(), arterial(**change)], "arterial")
+        pairs, refused = pair([plain(), arterial(**change)], ["arterial"])
         assert pairs == []
         assert [one.reason for one in refused] == ["no-partner", "no-partner"]
 
 
 def test_another_phase_is_no_partner():
     portal = row("4", description="PORTAL")
-    pairs, refused = pair([plain(), arterial(), portal], "arterial")
+    pairs, refused = pair([plain(), arterial(), portal], ["arterial"])
     assert len(pairs) == 1
     assert [(one.row.series_uid, one.reason) for one in refused] == [("4", "no-partner")]
 
@@ -145,7 +145,7 @@ def test_another_phase_is_no_partner():
     ],
 )
 def test_what_is_no_measured_contrast_ct_pairs_with_nothing(reason, values):
-    pairs, refused = pair([plain(), arterial(**values)], "arterial")
+    pairs, refused = pair([plain(), arterial(**values)], ["arterial"])
     assert pairs == []
     assert reason in {one.reason for one in refused}
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 import SimpleITK as sitk
 
 from dyefreenet.config import GridConfig, IngestConfig
 from dyefreenet.data.archive import scan, short_hash
 from dyefreenet.data.cohort import pair
-from dyefreenet.data.ingest import (
+from dyefreenet.data.ingest import ingest
+from dyefreenet.data.prepare import (
     Job,
     body_middle,
     covered,
     fit,
     in_plane,
-    ingest,
     make_shards,
     nearest,
+    prepared,
     weights,
     window_start,
 )
@@ -152,7 +157,7 @@ def test_an_image_of_air_is_cut_in_the_middle():
 
 
 def job_of(folder: Path) -> Job:
-    ((one,), _) = pair(scan(str(folder)), "arterial")
+    ((one,), _) = pair(scan(str(folder)), ["arterial"])
     return Job(one.plain, one.contrast, "arterial", "train")
 
 
@@ -267,7 +272,7 @@ def check_books(folder: Path, facts: dict) -> None:
     pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
     excluded = pq.read_table(folder / "excluded.parquet").to_pylist()
     plain = pq.read_table(folder / "plain.parquet").to_pylist()
-    assert facts["pairs"] == len(pairs) == 6
+    assert facts["pairs"]["arterial"] == len(pairs) == 6
     assert {row["split"] for row in pairs} == {"train", "validation", "test"}
     assert {row["patient"] for row in pairs} == {short_hash(name) for name in EVERY_SIDE}
     assert [row["patient"] for row in plain] == [short_hash("lone")]
@@ -278,7 +283,9 @@ def check_books(folder: Path, facts: dict) -> None:
     }
     assert {slab["pair"]: slab["split"] for slab in slabs} == split_of_pair
     assert sum(slab["slices"] for slab in slabs) == 7 * 5 == sum(facts["slices"].values())
-    assert facts["skipped_files"] == 1 and facts["excluded"] == {"gap": 2, "localizer": 1}
+    assert facts["skipped_files"] == {"not a DICOM file": 1}
+    assert facts["refused"] == {"gap": 2, "localizer": 1}
+    assert facts["series"] == facts["used"] + sum(facts["refused"].values()) + facts["failed"]
     assert [slab["path"] for slab in slabs] == sorted(slab["path"] for slab in slabs)
     names = {slab["path"] for slab in slabs}
     assert names == {f"shards/{path.name}" for path in (folder / "shards").iterdir()}
@@ -341,6 +348,110 @@ def test_plain_archives_go_to_ssl_but_not_those_of_held_out_patients(archive, wr
     excluded = pq.read_table(tmp_path / "out/excluded.parquet").to_pylist()
     held_out = {row["patient"] for row in excluded if row["reason"] == "held-out"}
     assert held_out == set(sides) - train
+
+
+def test_what_is_done_is_not_done_again(archive, patient, tmp_path):
+    run(archive, tmp_path / "out")
+    whole = digest(tmp_path / "out")
+    records = sorted((tmp_path / "out" / "jobs").iterdir())
+    assert len(records) == 8
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/shards").iterdir()}
+    # As a kill leaves it: one job without its record, the books unwritten.
+    records[0].unlink()
+    (tmp_path / "out" / "slabs.json").unlink()
+    run(archive, tmp_path / "out")
+    assert digest(tmp_path / "out") == whole
+    again = {path for path, time in written.items() if path.stat().st_mtime_ns != time}
+    assert again and all(path.name.startswith(records[0].stem) for path in again)
+
+
+def test_a_series_more_is_one_job_more_and_one_gone_leaves_nothing(archive, patient, tmp_path):
+    run(archive, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/jobs").iterdir()}
+    patient(archive, "new", seed=70)
+    run(archive, tmp_path / "out")
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/jobs").iterdir()}
+    assert before.items() <= after.items() and len(after) == len(before) + 1
+    shutil.rmtree(archive / "new")
+    facts = run(archive, tmp_path / "out")
+    check_books(tmp_path / "out", facts)
+    assert len(list((tmp_path / "out" / "jobs").iterdir())) == len(before)
+
+
+def test_a_file_that_changed_is_read_again(archive, tmp_path, write_ct):
+    run(archive, tmp_path / "out")
+    whole = digest(tmp_path / "out")
+    path = archive / "A" / "1" / "0001.dcm"
+    ds = pydicom.dcmread(path)
+    ds.PixelData = bytes(len(ds.PixelData))
+    ds.save_as(path)
+    run(archive, tmp_path / "out")
+    changed = {name for name, mark in digest(tmp_path / "out").items() if whole.get(name) != mark}
+    key = short_hash("1.1.0")
+    assert changed and all(key in name or name == "pairs.parquet" for name in changed)
+
+
+VICTIM = short_hash("1.3.0")
+
+
+def crash_on_one(job, *rest):
+    """In place of ``prepared``, over there: a decoder that brings its process down."""
+    if job.plain.key == VICTIM:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return prepared(job, *rest)
+
+
+def test_a_crash_costs_one_pair_and_is_tried_again(archive, tmp_path, monkeypatch):
+    run(archive, tmp_path / "whole")
+    crash_on_one.__module__ = Path(__file__).stem
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setattr("dyefreenet.data.ingest.prepared", crash_on_one)
+    facts = run(archive, tmp_path / "out", seconds=101.0)  # another guard than the other tests'
+    assert facts["failed"] == 2 and facts["pairs"] == {"arterial": 5}
+    excluded = pq.read_table(tmp_path / "out" / "excluded.parquet").to_pylist()
+    details = {row["detail"] for row in excluded if row["reason"] == "failed"}
+    assert details == {"its process ended with -11"}
+    monkeypatch.undo()
+    assert run(archive, tmp_path / "out")["failed"] == 0
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_a_salt_changes_every_name_and_moves_nobody(archive, tmp_path):
+    run(archive, tmp_path / "plain")
+    ingest(
+        IngestConfig(**SPLIT, slab=2),
+        GridConfig(size=48),
+        paired=[Folder(str(archive))],
+        target=Folder(str(tmp_path / "salted")),
+        salt="pepper",
+    )
+    plain, salted = (
+        pq.read_table(tmp_path / name / "pairs.parquet").to_pylist() for name in ("plain", "salted")
+    )
+    assert not {row["patient"] for row in plain} & {row["patient"] for row in salted}
+    assert not {row["key"] for row in plain} & {row["key"] for row in salted}
+    assert {row["patient"] for row in salted} == {short_hash(n, "pepper") for n in EVERY_SIDE}
+    assert sorted(row["split"] for row in plain) == sorted(row["split"] for row in salted)
+
+
+def test_every_phase_becomes_pairs(archive, write_ct, tmp_path):
+    write_ct(
+        archive / "A" / "2",
+        scene(1),
+        SeriesInstanceUID="1.1.2",
+        SeriesDescription="PORTAL",
+        PatientID="A",
+        StudyInstanceUID="1.1",
+        PixelRepresentation=1,
+    )
+    facts = run(archive, tmp_path / "out")
+    assert facts["pairs"] == {"arterial": 6, "portal": 1}
+    slabs = Folder(str(tmp_path / "out")).read_json("slabs.json")
+    key = short_hash("1.1.0")
+    assert {slab["phase"] for slab in slabs if slab["pair"] == key} == {"arterial", "portal"}
+    assert len({slab["path"] for slab in slabs}) == len(slabs)
+    only = run(archive, tmp_path / "only", keep=("arterial",))
+    assert only["pairs"] == {"arterial": 6}
 
 
 def test_nothing_written_names_a_patient(write_ct, tmp_path):
@@ -416,7 +527,7 @@ def test_the_cluster_writes_the_same_bytes(archive, tmp_path, cluster):
     )
     check_books(tmp_path / "out", facts)
     assert seen == [(number, 8) for number in range(1, 9)]
-    pairs, _ = pair(scan(str(archive)), "arterial")
+    pairs, _ = pair(scan(str(archive)), ["arterial"])
     compared = 0
     for one in pairs:
         if one.patient == short_hash("gap"):

@@ -26,7 +26,9 @@ def test_slabs_round_trip_with_their_neighbours(depth):
     plain = rng.integers(-1024, 3000, (depth, 12, 10), dtype=np.int16)
     contrast = plain + 200
     labels = rng.integers(0, 30, plain.shape, dtype=np.uint8)
-    files = write_slabs("p", "q", (2.5, 1, 1), plain, contrast, labels, phase="arterial", slab=4)
+    files = write_slabs(
+        "n", "p", "q", (2.5, 1, 1), plain, contrast, labels, phase="arterial", slab=4
+    )
     assert sum(slices for _, slices, _ in files) == depth
     for _, slices, content in files:
         slab = read_slab(content)
@@ -40,7 +42,7 @@ def test_slabs_round_trip_with_their_neighbours(depth):
 def test_the_same_volume_gives_the_same_bytes():
     plain = np.arange(600, dtype=np.int16).reshape(6, 10, 10)
     one, two = (
-        write_slabs("p", "q", (1, 1, 1), plain, None, None, phase="arterial", slab=4)
+        write_slabs("n", "p", "q", (1, 1, 1), plain, None, None, phase="arterial", slab=4)
         for _ in range(2)
     )
     assert one == two

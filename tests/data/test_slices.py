@@ -21,7 +21,8 @@ def archive():
         name = f"s{place:02d}.parquet"
         slabs[name] = Slab(name, "p", "arterial", 0, (1, 1, 1), plain, plain + 1000, None)
     records = [
-        SlabRecord(name, "train", name, "p", len(slab.plain) - 2) for name, slab in slabs.items()
+        SlabRecord(name, "train", "arterial", name, "p", len(slab.plain) - 2)
+        for name, slab in slabs.items()
     ]
     return records, slabs
 
@@ -71,7 +72,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_crops_cut_plain_and_contrast_alike():
     plain = np.random.default_rng(0).integers(-1000, 1000, (5, 16, 16)).astype(np.int16)
     slab = Slab("s", "p", "arterial", 0, (1, 1, 1), plain, plain + 7, None)
-    records = [SlabRecord("s", "train", "s", "p", 3)]
+    records = [SlabRecord("s", "train", "arterial", "s", "p", 3)]
     plan = schedule(records, 1, 2, 0)
     slabs = iter([slab] * len(plan.paths(range(1))))
     for batch in batches(plan, slabs, range(1), crop=8):
@@ -85,7 +86,7 @@ def test_slices_without_partner_mix_with_others_when_partners_are_left_out():
         "a": Slab("a", "p", "arterial", 0, (1, 1, 1), plain, plain, None),
         "b": Slab("b", "q", "", 0, (1, 1, 1), plain, None, None),
     }
-    plan = schedule([SlabRecord(name, "ssl", name, name, 1) for name in slabs], 2, 3, 0)
+    plan = schedule([SlabRecord(name, "ssl", "plain", name, name, 1) for name in slabs], 2, 3, 0)
     coming = iter([slabs[path] for path in plan.paths(range(2))])
     for batch in batches(plan, coming, range(2), partners=False):
         assert set(batch) == {"plain"} and batch["plain"].shape == (2, 3, 8, 8)

@@ -47,6 +47,7 @@ from dyefreenet.store import Folder
 PHASES_FILE = "phases.csv"
 DICOMDIR = "DICOMDIR"
 NIFTI = (".nii", ".nii.gz")
+PHANTOM_MAKER = "Phantom "  # how the phantom's Manufacturer (0008,0070) begins
 IGNORE = "ignore"  # a phase of phases.csv: leave this series alone
 HEAD = 64 * 1024  # bytes of a remote file read at first; a header rarely is longer
 TAGS = [
@@ -91,6 +92,7 @@ class SeriesRow:
         key: ``short_hash`` of the Series Instance UID; of an image file's path.
         patient: The same of the Patient ID.
         split_at: A hash that is never stored, for the split by patient; it needs no salt.
+        stamp: Hash of the files' names, sizes and times: another one means other content.
         spacing: mm, (z, y, x), z being the median step; None where the header does not tell.
         declared: Phase that ``phases.csv`` gives, or "ignore"; "" where it says nothing.
     """
@@ -109,6 +111,7 @@ class SeriesRow:
     virtual: bool = False  # made by a network
     declared: str = ""
     split_at: str = field(default="", repr=False)
+    stamp: str = ""
     series_uid: str = field(default="", repr=False)
     study_uid: str = field(default="", repr=False)
     patient_id: str = field(default="", repr=False)
@@ -145,6 +148,10 @@ def short_hash(text: str, salt: str = "") -> str:
     return hmac.new(salt.encode(), text.encode(), "sha256").hexdigest()[:16]
 
 
+def is_phantom(manufacturer: str) -> bool:
+    return manufacturer.startswith(PHANTOM_MAKER)
+
+
 def scan(uri: str | Folder, salt: str = "") -> list[SeriesRow]:
     """The series of an archive, sorted by key. See ``survey``."""
     return survey(uri, salt).rows
@@ -159,7 +166,8 @@ def survey(uri: str | Folder, salt: str = "") -> Survey:
     Raises:
         InputError: There is no such place, it cannot be read, or it holds no series.
     """
-    root, names = _names(str(uri))
+    root, stamps = _names(str(uri))
+    names = list(stamps)
     series: dict[str, list[tuple[str, list[pydicom.Dataset]]]] = {}
     rows, skipped = [], []
     wanted = [name for name in names if not _is_hidden(name) and name != PHASES_FILE]
@@ -196,18 +204,25 @@ def survey(uri: str | Folder, salt: str = "") -> Survey:
         )
     if PHASES_FILE in names:
         rows = _declared(root, rows, salt)
+    rows = [replace(row, stamp=_stamp(row, root, stamps)) for row in rows]
     return Survey(sorted(rows, key=lambda row: row.key), skipped)
 
 
-def _names(uri: str) -> tuple[str, list[str]]:
-    """The archive's root and the names below it."""
+def _stamp(row: SeriesRow, root: str, stamps: dict[str, str]) -> str:
+    names = [file.removeprefix(f"{root}/") for file in row.files]
+    lines = [f"{name} {stamps.get(name.partition(INSIDE)[0], '')}" for name in names]
+    return short_hash("\n".join(lines))
+
+
+def _names(uri: str) -> tuple[str, dict[str, str]]:
+    """The archive's root, and the names below it with their stamps."""
     if uri.lower().endswith((*IMAGES, *PACKAGES)):
         parent, _, name = Folder(uri).uri.rpartition("/")
         if not Folder(parent).exists(name):
             raise InputError(f"{uri}: expected a file, found none")
-        return parent, [name]
+        return parent, {name: Folder(parent).stamps().get(name, "")}
     root = Folder(uri.removesuffix(DICOMDIR)) if uri.endswith(f"/{DICOMDIR}") else Folder(uri)
-    names = root.names()
+    names = root.stamps()
     if not names:
         found = "an empty folder" if root.exists() else "nothing"
         raise InputError(f"{uri}: expected an archive of CT in DICOM or NIfTI, found {found}")
@@ -337,6 +352,8 @@ def _row(uid: str, stack: str, instances: Instances, salt: str, alone: bool) -> 
     first = (images or headers)[0]
     patient_id = _text(first, "PatientID")
     times = sorted(filter(None, (_text(header, "AcquisitionTime") for header in images)))
+    if is_phantom(_text(first, "Manufacturer")):
+        salt = ""  # made-up patients need none, and without it every run of a recipe is the same
     return SeriesRow(
         key=short_hash(uid if alone else f"{uid} {stack}", salt),
         patient=short_hash(patient_id, salt),

@@ -52,6 +52,12 @@ _NO_AGENT = {"", "NONE", "NO", "N/A", "NA", "0", "WITHOUT", "OHNE", "SANS", "UNK
 # NLST scans were low-dose and without contrast by protocol; their descriptions are coded
 # (0,OPA,GE,LSQX,STANDARD,...).
 _NLST = re.compile(r"^[012],[OD][A-Z]{2},")
+# Kernels of GE, Siemens, Canon and Toshiba, Philips: the header's field is free text.
+_KERNELS = re.compile(
+    r"STANDARD|SOFT|DETAIL|CHEST|BONE(?:PLUS)?|LUNG|EDGE|ULTRA|ANALYTIC|STND"
+    r"|[ABDHIJQSTU][a-z]?\d\d[a-z]{0,2}(?:\\\d)?|FC\d\d|[A-F]|Y[A-D]|EB|EC|IMR\d?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -137,11 +143,16 @@ def _has(words: str, text: str) -> bool:
     return re.search(rf"(?<!\w)(?:{words})(?!\w)", text) is not None
 
 
-def pair(rows: Sequence[SeriesRow], phase: Phase) -> tuple[list[Pair], list[Refused]]:
-    """Plain and contrast series of the same patient and study.
+def known_kernel(text: str) -> str:
+    """A kernel by the name that its maker gave it; "" for any other text, which may be anything."""
+    return text if _KERNELS.fullmatch(text) else ""
 
-    A study with two candidates for one place is refused whole: which of them is meant, a person
-    says in ``phases.csv``.
+
+def pair(rows: Sequence[SeriesRow], phases: Sequence[Phase]) -> tuple[list[Pair], list[Refused]]:
+    """Plain and contrast series of the same patient and study, a pair for each phase.
+
+    Where two series claim one place all of them are refused: which is meant, a person says in
+    ``phases.csv``.
 
     Returns:
         Pairs sorted by key, and every other series with the reason. A plain series without a
@@ -158,29 +169,37 @@ def pair(rows: Sequence[SeriesRow], phase: Phase) -> tuple[list[Pair], list[Refu
         found, why = evidence(row)
         if found is None:
             refused.append(Refused(row, "phase-unknown", why))
-        elif found in ("plain", phase):
-            study = studies.setdefault((row.patient, row.study_uid), {})
-            study.setdefault("plain" if found == "plain" else "contrast", []).append(row)
+        elif found == "plain" or found in phases:
+            studies.setdefault((row.patient, row.study_uid), {}).setdefault(found, []).append(row)
         else:
-            refused.append(Refused(row, "no-partner", f"{found} phase; {phase} is wanted"))
+            wanted = " or ".join(phases)
+            refused.append(Refused(row, "no-partner", f"{found} phase; {wanted} is wanted"))
     for study in studies.values():
-        plain, contrast = study.get("plain", []), study.get("contrast", [])
-        if not plain or not contrast:
-            missing = phase if plain else "plain"
-            refused += [
-                Refused(row, "no-partner", f"no {missing} series in its study")
-                for row in plain + contrast
-            ]
-        elif len(plain) > 1 or len(contrast) > 1:
-            detail = (
-                f"{len(plain)} plain ({_candidates(plain)}) and {len(contrast)} {phase} "
-                f"({_candidates(contrast)}) in one study; name one of each in phases.csv"
-            )
-            refused += [Refused(row, "phase-ambiguous", detail) for row in plain + contrast]
-        else:
-            pairs.append(Pair(plain[0], contrast[0], phase))
+        plain = study.pop("plain", [])
+        for phase, contrast in study.items():
+            if not plain:
+                refused += [
+                    Refused(row, "no-partner", "no plain series in its study") for row in contrast
+                ]
+            elif len(plain) > 1 or len(contrast) > 1:
+                detail = (
+                    f"{len(plain)} plain ({_candidates(plain)}) and {len(contrast)} {phase} "
+                    f"({_candidates(contrast)}) in one study; name one of each in phases.csv"
+                )
+                refused += [Refused(row, "phase-ambiguous", detail) for row in contrast]
+            else:
+                pairs.append(Pair(plain[0], contrast[0], cast(Phase, phase)))
+        if not study:
+            detail = f"no {' or '.join(phases)} series in its study"
+            refused += [Refused(row, "no-partner", detail) for row in plain]
+        elif len(plain) > 1:
+            detail = f"{len(plain)} plain series ({_candidates(plain)}) in one study; name one"
+            refused += [Refused(row, "phase-ambiguous", detail) for row in plain]
+        elif plain and all(len(contrast) > 1 for contrast in study.values()):
+            detail = "each of its contrast phases has several series"
+            refused += [Refused(row, "phase-ambiguous", detail) for row in plain]
     return (
-        sorted(pairs, key=lambda pair: pair.key),
+        sorted(pairs, key=lambda pair: (pair.key, pair.phase)),
         sorted(refused, key=lambda refusal: refusal.row.key),
     )
 
@@ -238,7 +257,8 @@ def _has_agent(row: SeriesRow) -> bool:
 
 def _candidates(rows: Sequence[SeriesRow]) -> str:
     return ", ".join(
-        f"{row.key}: {row.slices} slices, {row.thickness} mm, kernel {row.kernel or '?'}"
+        f"{row.key}: {row.slices} slices, {row.thickness} mm, "
+        f"kernel {known_kernel(row.kernel) or '?'}"
         for row in rows
     )
 

@@ -1,9 +1,11 @@
-"""Archives to shards: scan, pair, split, align, bring onto the training grid. RAY.
+"""Archives to shards: scan, pair, split, and a job for each pair. RAY.
 
-``make_shards`` is all that happens to one pair and knows no Ray. ``ingest`` hands pairs out to the
-cluster, where each task writes its own shards, and keeps the books:
+``prepare`` does all that happens to one pair and knows no Ray; it runs in a process of its own
+(``guard``), so that a file which crashes a decoder costs its pair alone. ``ingest`` hands pairs out
+to the cluster, where each task writes its own shards, and keeps the books:
 
     shards/*.parquet    slabs of slices (``shards.py``)
+    jobs/*.json         what became of each pair, written after its shards: done once, not again
     slabs.json          one record a shard: what a training schedule needs
     pairs.parquet       one row a pair, with its split and the figures of its registration
     plain.parquet       one row a plain series without partner, for SSL
@@ -17,33 +19,29 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cache
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
-from dyefreenet.data.align import BODY_HU, register
 from dyefreenet.data.archive import SeriesRow, Survey, survey
 from dyefreenet.data.cohort import Refused, evidence, pair, plain_only, split_of
-from dyefreenet.data.dicom import read_series
-from dyefreenet.data.files import fetch
-from dyefreenet.data.images import read_image_at, read_labels
-from dyefreenet.data.shards import SlabRecord, write_slabs
-from dyefreenet.data.volume import AIR_HU, Volume
+from dyefreenet.data.guard import Failed, Guard
+from dyefreenet.data.prepare import Job, prepared
+from dyefreenet.data.shards import SlabRecord
 from dyefreenet.errors import DyeFreeNetError, InputError, SeriesError
-from dyefreenet.store import Folder
+from dyefreenet.store import Folder, code_version, fingerprint
 
 SSL = "ssl"  # the split of plain series that have no contrast partner
-PHANTOM_MAKER = "Phantom "  # how the phantom's Manufacturer (0008,0070) begins
+FAILED = "failed"  # in place of a reason: the work broke off, and the next run tries again
+WAVE = 512  # jobs handed to the cluster at once, so that memory does not grow with the archive
 
 _SERIES_FIELDS = [
     ("key", pa.string()),
@@ -84,254 +82,6 @@ EXCLUDED_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """One pair, or one plain series for SSL."""
-
-    plain: SeriesRow
-    contrast: SeriesRow | None
-    phase: Phase
-    split: str
-
-
-@dataclass(frozen=True)
-class Made:
-    """The shards of a job, and its line in the books."""
-
-    files: list[tuple[str, int, bytes]]  # name, core slices, content
-    row: dict[str, Any]
-
-
-# ---- one pair ------------------------------------------------------------------------------------
-
-
-def make_shards(
-    job: Job, config: IngestConfig, grid: GridConfig, truth: Folder | None = None
-) -> Made:
-    """Read a pair, lay the contrast onto the plain CT, and cut both into shards.
-
-    Slices that the contrast scan does not reach are left out. Where one of the two measured
-    nothing, outside a round field of view for instance, both become air: a network must not learn
-    that contrast agent removes tissue.
-
-    Raises:
-        SeriesError: One of the two cannot be used.
-    """
-    plain = read_row(job.plain)
-    contrast: Volume | None = None
-    qc: dict[str, float] = {}
-    if job.contrast is not None:
-        contrast, qc = register(read_row(job.contrast), plain, config.registration)
-    labels = None
-    if truth is not None and truth.exists(f"{job.plain.key}.nii.gz"):
-        labels = _truth(truth, job.plain.key, plain)
-
-    hu = plain.hu
-    hu_contrast: NDArray[np.int16] | None = None
-    if contrast is not None:
-        reached = covered(contrast)
-        absent = np.zeros(hu.shape, np.bool_)
-        for volume in (plain, contrast):
-            if volume.padding is not None:
-                absent |= volume.padding
-        hu = np.where(absent, np.int16(AIR_HU), hu)[reached]
-        hu_contrast = np.where(absent, np.int16(AIR_HU), contrast.hu)[reached]
-        labels = None if labels is None else np.where(absent, np.uint8(0), labels)[reached]
-
-    pixel = plain.spacing[1:]
-    start: tuple[int, int] | None = None
-
-    def on_grid(array: NDArray[Any]) -> NDArray[Any]:
-        nonlocal start
-        if grid.pixel_mm is not None:
-            array = in_plane(array, pixel, grid.pixel_mm)
-        if start is None:  # the plain CT comes first and says where the body is
-            start = window_start(array, grid.size)
-        return fit(array, grid.size, start)
-
-    plain_slices = on_grid(hu)
-    target_pixel = pixel if grid.pixel_mm is None else (grid.pixel_mm, grid.pixel_mm)
-    files = write_slabs(
-        job.plain.key,
-        job.plain.patient,
-        (plain.spacing[0], *target_pixel),
-        plain_slices,
-        None if hu_contrast is None else on_grid(hu_contrast),
-        None if labels is None else on_grid(labels),
-        phase=job.phase,
-        slab=config.slab,
-    )
-    return Made(files, _book(job, config, plain, len(hu), qc))
-
-
-def read_row(row: SeriesRow) -> Volume:
-    """The volume of a series that a scan found."""
-    if row.is_image:
-        return read_image_at(row.files[0])
-    return read_series(fetch(row.files)).volume
-
-
-def covered(volume: Volume) -> slice:
-    """The slices that hold measurements.
-
-    Raises:
-        SeriesError: Fewer than a triplet needs.
-    """
-    if volume.padding is None:
-        return slice(0, len(volume.hu))
-    found = np.flatnonzero(~volume.padding.all(axis=(1, 2)))
-    if len(found) < 3:
-        raise SeriesError(
-            "registration", f"plain and contrast share {len(found)} slices; a triplet needs 3"
-        )
-    return slice(int(found[0]), int(found[-1]) + 1)
-
-
-def _truth(truth: Folder, key: str, plain: Volume) -> NDArray[np.uint8]:
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "labels.nii.gz"
-        local.write_bytes(truth.read(f"{key}.nii.gz"))
-        return read_labels(local, plain)
-
-
-def _book(
-    job: Job, config: IngestConfig, plain: Volume, slices: int, qc: dict[str, float]
-) -> dict[str, Any]:
-    z, y, x = plain.spacing
-    row: dict[str, Any] = {
-        "key": job.plain.key,
-        "patient": job.plain.patient,
-        "slices": slices,
-        "spacing_z": z,
-        "spacing_y": y,
-        "spacing_x": x,
-        "thickness": job.plain.thickness,
-        "kernel": job.plain.kernel,
-        "source": "phantom" if job.plain.manufacturer.startswith(PHANTOM_MAKER) else "real",
-    }
-    if job.contrast is not None:
-        row |= {
-            "split": job.split,
-            "phase": job.phase,
-            "contrast_key": job.contrast.key,
-            "contrast_thickness": job.contrast.thickness,
-            "contrast_kernel": job.contrast.kernel,
-            "registration": config.registration,
-        } | qc
-    return row
-
-
-# ---- onto the training grid ----------------------------------------------------------------------
-
-
-def in_plane(array: NDArray[Any], pixel: tuple[float, float], pixel_mm: float) -> NDArray[Any]:
-    """[Z, H, W] with pixels of ``pixel_mm``; the centre of the image stays where it is.
-
-    HU are averaged over the area of a larger pixel and interpolated linearly for a smaller one;
-    labels (uint8) take the nearest.
-
-    Args:
-        array: HU (int16) or labels (uint8), [Z, H, W].
-        pixel: mm, (y, x).
-    """
-    if array.dtype == np.uint8:
-        rows, columns = (
-            nearest(count, step, pixel_mm)
-            for count, step in zip(array.shape[1:], pixel, strict=True)
-        )
-        return array[:, rows][:, :, columns]
-    down, across = (
-        weights(count, step, pixel_mm) for count, step in zip(array.shape[1:], pixel, strict=True)
-    )
-    out = np.empty((len(array), len(down), len(across)), np.int16)
-    for z, image in enumerate(array):
-        out[z] = np.rint(down @ image.astype(np.float32) @ across.T)
-    return out
-
-
-def weights(count: int, step: float, target: float) -> NDArray[np.float32]:
-    """How much of each old pixel goes into each new one along an axis, [new, old]; rows sum to 1.
-
-    Args:
-        count: Old pixels.
-        step: Their length in mm.
-        target: Length of the new pixels in mm.
-    """
-    centres = _centres(count, step, target)  # mm
-    if target > step:  # the share of the new pixel that each old one covers
-        old = np.arange(count) * step
-        left = np.maximum(centres[:, None] - target / 2, old)
-        right = np.minimum(centres[:, None] + target / 2, old + step)
-        shares = np.clip(right - left, 0, None)
-    else:
-        place = np.clip(centres / step - 0.5, 0, count - 1)
-        shares = np.clip(1 - np.abs(place[:, None] - np.arange(count)), 0, None)
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
-
-
-def nearest(count: int, step: float, target: float) -> NDArray[np.intp]:
-    """The old pixel under the centre of each new one, [new]."""
-    place = np.floor(_centres(count, step, target) / step).astype(np.intp)
-    return place.clip(0, count - 1)
-
-
-def _centres(count: int, step: float, target: float) -> NDArray[np.float64]:
-    new = max(1, round(count * step / target))
-    first = (count * step - new * target) / 2
-    return np.asarray((np.arange(new) + 0.5) * target + first, np.float64)
-
-
-def window_start(hu: NDArray[np.int16], size: int) -> tuple[int, int]:
-    """Row and column where a square of ``size`` begins; negative: that much air is added before.
-
-    A larger image is cut around the middle of the body but never beyond its own edge; a smaller one
-    keeps all its pixels, with as much air on either side.
-    """
-    middle = body_middle(hu) if max(hu.shape[1:]) > size else None
-    starts = []
-    for axis, count in enumerate(hu.shape[1:]):
-        if count <= size:
-            starts.append(-((size - count) // 2))
-        else:
-            centre = count / 2 if middle is None else middle[axis]
-            starts.append(int(np.clip(round(centre - size / 2), 0, count - size)))
-    return starts[0], starts[1]
-
-
-def fit(array: NDArray[Any], size: int, start: tuple[int, int]) -> NDArray[Any]:
-    """[Z, H, W] to [Z, size, size] from ``window_start``; air, or label 0, where there is none."""
-    fill = AIR_HU if array.dtype == np.int16 else 0
-    out = np.full((len(array), size, size), fill, array.dtype)
-    takes, puts = [slice(None)], [slice(None)]
-    for first, count in zip(start, array.shape[1:], strict=True):
-        begin, end = max(first, 0), min(first + size, count)
-        takes.append(slice(begin, end))
-        puts.append(slice(begin - first, end - first))
-    out[tuple(puts)] = array[tuple(takes)]
-    return out
-
-
-def body_middle(hu: NDArray[np.int16]) -> tuple[float, float] | None:
-    """Row and column in the middle of the box around the body; None where there is no body."""
-    every = 4  # pixels: enough for the place of a body
-    mask = hu[::2, ::every, ::every] > BODY_HU
-    mask = ndimage.binary_opening(mask, np.ones((1, 3, 3), np.bool_))  # cuts the table's sheet off
-    pieces, count = ndimage.label(mask)
-    if not count:
-        return None
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    seen = (pieces == sizes.argmax()).any(axis=0)
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-    return (
-        float(rows[0] + rows[-1] + 1) * every / 2,
-        float(columns[0] + columns[-1] + 1) * every / 2,
-    )
-
-
-# ---- all pairs -----------------------------------------------------------------------------------
-
-
 def ingest(
     config: IngestConfig,
     grid: GridConfig,
@@ -340,12 +90,16 @@ def ingest(
     plain: Sequence[Folder] = (),
     target: Folder,
     truth: Folder | None = None,
+    salt: str = "",
+    train: bool = True,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Fill ``target`` with the shards and books of the given archives.
 
-    A second run over the same archives writes the same bytes. With Ray started, pairs are made on
-    the cluster, one CPU each; without it, here one after the other.
+    What an earlier run did stays as it is, if files and settings are the same; so a run that was
+    killed goes on, and one over a grown archive does what is new. The same archives give the same
+    bytes, however often a run was broken off. With Ray started, pairs are made on the cluster, one
+    CPU each; without it, here one after the other.
 
     Args:
         paired: Archives with plain and contrast series. Their plain series without partner go to
@@ -354,26 +108,33 @@ def ingest(
             agent are refused.
         target: The ingest folder; the manifest is the caller's.
         truth: ``{key}.nii.gz`` label maps on the grid of plain series, of a phantom.
+        salt: Goes into every hash of a series or patient.
+        train: Pairs of ``config.phase`` in every split are needed; else any usable series will do.
         report: Called with the number of pairs and series done, and of all.
 
     Returns:
-        Counts for the manifest.
+        Counts for the manifest: every series found is in exactly one of used, refused by reason,
+        and failed.
 
     Raises:
-        InputError: No archive, no pairs, or a split without patients.
+        InputError: No archive, nothing usable, or what ``train`` needs is not there.
     """
-    surveys = [survey(folder) for folder in paired]
+    surveys = [survey(folder, salt) for folder in paired]
     rows = _once(surveys)
-    pairs, refused = pair(rows, config.phase)
-    if not pairs:
+    pairs, refused = pair(rows, config.keep)
+    learnt = [one for one in pairs if one.phase == config.phase]
+    if train and not learnt:
         raise InputError(_no_pairs(paired, rows, refused, config.phase))
-    splits = {one.patient: split_of(one.patient, config.validation, config.test) for one in pairs}
-    _require_splits(config, splits)
+    splits = {
+        one.patient: split_of(one.plain.split_at, config.validation, config.test) for one in pairs
+    }
+    if train:
+        _require_splits(config, {one.patient: splits[one.patient] for one in learnt})
     jobs = [Job(one.plain, one.contrast, one.phase, splits[one.patient]) for one in pairs]
 
     lone = [one.row for one in refused if one.reason == "no-partner"]
     lone = [row for row in lone if evidence(row)[0] == "plain"]
-    more = [survey(folder) for folder in plain]
+    more = [survey(folder, salt) for folder in plain]
     extra, refused_plain = plain_only(_once(more))
     used = {job.plain.key for job in jobs} | {job.contrast.key for job in jobs if job.contrast}
     for row in {row.key: row for row in [*lone, *extra] if row.key not in used}.values():
@@ -392,61 +153,109 @@ def ingest(
 
     books: list[dict[str, Any]] = []
     slabs: list[dict[str, Any]] = []
-    by_key = {job.plain.key: job for job in jobs}
+    by_name = {job.name: job for job in jobs}
     for done, outcome in enumerate(_outcomes(jobs, config, grid, target, truth), start=1):
-        job = by_key[outcome["key"]]
+        job = by_name[outcome["name"]]
         if "reason" in outcome:
             for row in filter(None, (job.plain, job.contrast)):
                 excluded.append(_excluded(row, outcome["reason"], outcome["detail"]))
         else:
-            books.append(outcome["row"])
+            books.append(outcome["row"] | {"split": job.split})
             slabs += outcome["slabs"]
         if report is not None:
             report(done, len(jobs))
 
-    books.sort(key=lambda row: row["key"])
-    pair_rows = [row for row in books if "split" in row]
-    remaining = {row["patient"]: row["split"] for row in pair_rows}
-    if not pair_rows:
+    books.sort(key=lambda row: (row["key"], row.get("phase", "")))
+    pair_rows = [row for row in books if row["split"] != SSL]
+    plain_rows = [row for row in books if row["split"] == SSL]
+    if not books or (train and not any(row["phase"] == config.phase for row in pair_rows)):
         raise InputError(_all_refused(excluded))
-    _require_splits(config, remaining)
+    if train:
+        _require_splits(
+            config,
+            {row["patient"]: row["split"] for row in pair_rows if row["phase"] == config.phase},
+        )
+    taken = {row["key"] for row in books} | {row["contrast_key"] for row in pair_rows}
+    # A plain series whose portal partner failed may still have its arterial one.
+    excluded = [row for row in excluded if row["key"] not in taken]
+    excluded = list({row["key"]: row for row in excluded}.values())
     excluded.sort(key=lambda row: (row["key"], row["reason"]))
+    slabs.sort(key=lambda slab: slab["path"])
     _write_table(target, "pairs.parquet", pair_rows, PAIRS_SCHEMA)
-    plain_rows = [row for row in books if "split" not in row]
     _write_table(target, "plain.parquet", plain_rows, PLAIN_SCHEMA)
     _write_table(target, "excluded.parquet", excluded, EXCLUDED_SCHEMA)
-    target.write_json("slabs.json", sorted(slabs, key=lambda slab: slab["path"]))
+    target.write_json("slabs.json", slabs)
+    _sweep_up(target, {slab["path"] for slab in slabs}, set(by_name))
     slices: Counter[str] = Counter()
     for slab in slabs:
         slices[slab["split"]] += slab["slices"]
+    patients = {row["patient"]: row["split"] for row in pair_rows}
+    reasons = Counter(row["reason"] for row in excluded)
+    failed = reasons.pop(FAILED, 0)
     return {
-        "series": sum(len(one.rows) for one in [*surveys, *more]),
-        "pairs": len(pair_rows),
-        "patients": dict(sorted(Counter(remaining.values()).items())),
+        "series": len({row.key for one in [*surveys, *more] for row in one.rows}),
+        "used": len(taken),
+        "refused": dict(sorted(reasons.items())),
+        "failed": failed,
+        "pairs": dict(sorted(Counter(row["phase"] for row in pair_rows).items())),
+        "patients": dict(sorted(Counter(patients.values()).items())),
         "slices": dict(sorted(slices.items())),
         "ssl_series": len(plain_rows),
-        "excluded": dict(sorted(Counter(row["reason"] for row in excluded).items())),
-        "skipped_files": sum(len(one.skipped) for one in [*surveys, *more]),
+        "skipped_files": dict(
+            sorted(Counter(why for one in [*surveys, *more] for _, why in one.skipped).items())
+        ),
     }
 
 
 def make_and_write(
     job: Job, config: IngestConfig, grid: GridConfig, target: Folder, truth: Folder | None
 ) -> dict[str, Any]:
-    """One job done: its shards lie in ``target``; what comes back are lines of the books.
+    """One job done: its shards lie in ``target``, then its record does, which comes back.
 
-    A refusal is a result like any other: key, reason, detail.
+    A refusal is a result like any other, with reason and detail. A failure is told and not
+    recorded: the next run tries again.
     """
+    told: dict[str, Any] = {"name": job.name}
+    guard = _guard(config.memory_gib, config.seconds)
     try:
-        made = make_shards(job, config, grid, truth)
+        made, contents = guard.run(prepared, job, config, grid, truth)
     except SeriesError as refusal:
-        return {"key": job.plain.key, "reason": refusal.reason, "detail": refusal.detail}
-    slabs = []
-    for name, slices, content in made.files:
-        target.write(f"shards/{name}", content)
-        record = SlabRecord(f"shards/{name}", job.split, job.plain.key, job.plain.patient, slices)
-        slabs.append(asdict(record))
-    return {"key": job.plain.key, "row": made.row, "slabs": slabs}
+        told |= {"reason": refusal.reason, "detail": refusal.detail}
+    except Failed as failure:
+        return told | {"reason": FAILED, "detail": str(failure)}
+    else:
+        slabs = []
+        for (name, slices), content in zip(made["files"], contents, strict=True):
+            target.write(f"shards/{name}", content)
+            record = SlabRecord(
+                f"shards/{name}",
+                job.split,
+                job.phase if job.contrast else "plain",
+                job.plain.key,
+                job.plain.patient,
+                slices,
+            )
+            slabs.append(asdict(record))
+        told |= {"row": made["row"], "slabs": slabs}
+    mark = _mark(job, config, grid)
+    target.write_json(f"jobs/{job.name}.json", {"mark": mark, "outcome": told})
+    return told
+
+
+@cache
+def _guard(memory_gib: float, seconds: float) -> Guard:
+    """The one of this process; starting its process takes longer than most of its work."""
+    return Guard(memory_gib, seconds)
+
+
+def _mark(job: Job, config: IngestConfig, grid: GridConfig) -> str:
+    """What a job's outcome follows from: another mark, and it is done again."""
+    asked = config.model_dump(mode="json", exclude={"paired", "plain", "seconds", "memory_gib"})
+    stamps = [row.stamp for row in (job.plain, job.contrast) if row is not None]
+    return fingerprint(
+        {"ingest": asked, "grid": grid.model_dump(mode="json"), "split": job.split},
+        {"code": code_version(), "series": " ".join(stamps)},
+    )
 
 
 def _outcomes(
@@ -456,11 +265,22 @@ def _outcomes(
     target: Folder,
     truth: Folder | None,
 ) -> Iterator[dict[str, Any]]:
-    """The outcome of every job, as they come."""
+    """The outcome of every job, those first that an earlier run left, then as they come."""
+    there = {name for name in target.names() if name.startswith("jobs/")}
+    found = [job for job in jobs if f"jobs/{job.name}.json" in there]
+    with ThreadPoolExecutor(16) as pool:
+        records = pool.map(lambda job: target.read_json(f"jobs/{job.name}.json"), found)
+        done = set()
+        for job, record in zip(found, records, strict=True):
+            if record["mark"] == _mark(job, config, grid):
+                done.add(job.name)
+                yield record["outcome"]
+    todo = [job for job in jobs if job.name not in done]
+
     import ray  # here, so that a laptop reads an archive without it
 
     if not ray.is_initialized():
-        for job in jobs:
+        for job in todo:
             yield make_and_write(job, config, grid, target, truth)
         return
 
@@ -477,14 +297,24 @@ def _outcomes(
         except DyeFreeNetError as error:  # a full disk, no credentials: no fault of the series
             return {"outcome": json.dumps({"error": str(error)})}
 
-    items = [{"job": pickle.dumps(job)} for job in jobs]
-    # A block a job, so that a task is one series and memory holds no more series than CPUs.
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(task, num_cpus=1)
-    for row in dataset.iter_rows():
-        outcome = json.loads(row["outcome"])
-        if "error" in outcome:
-            raise InputError(outcome["error"])
-        yield outcome
+    waiting = iter(todo)
+    while wave := list(islice(waiting, WAVE)):
+        items = [{"job": pickle.dumps(job)} for job in wave]
+        # A block a job, so that a task is one series and memory holds no more series than CPUs.
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(task, num_cpus=1)
+        for row in dataset.iter_rows():
+            outcome = json.loads(row["outcome"])
+            if "error" in outcome:
+                raise InputError(outcome["error"])
+            yield outcome
+
+
+def _sweep_up(target: Folder, shards: set[str], jobs: set[str]) -> None:
+    """Remove what earlier runs made of series that are gone or are used in another way."""
+    wanted = shards | {f"jobs/{name}.json" for name in jobs}
+    for name in target.names():
+        if name.startswith(("shards/", "jobs/")) and name not in wanted:
+            target.remove(name)
 
 
 def _once(surveys: Sequence[Survey]) -> list[SeriesRow]:

@@ -50,6 +50,7 @@ class SlabRecord:
 
     path: str  # below the ingest folder
     split: str  # train, validation, test, or ssl (plain-only)
+    phase: str  # of the contrast; "plain" where there is none
     pair: str
     patient: str
     slices: int  # core slices
@@ -101,6 +102,7 @@ def decode_slice(cell: bytes, height: int, width: int) -> NDArray[np.int16]:
 
 
 def write_slabs(
+    name: str,
     pair: str,
     patient: str,
     spacing: tuple[float, float, float],
@@ -114,6 +116,7 @@ def write_slabs(
     """The shards of one pair as (file name, core slices, bytes of a Parquet file).
 
     Args:
+        name: How the names of the files begin.
         plain: HU, int16 [Z, H, W]; ``contrast`` and ``labels`` lie on the same grid or are None.
         spacing: mm, (z, y, x).
         slab: Core slices in a shard.
@@ -148,7 +151,7 @@ def write_slabs(
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="none", row_group_size=slab + 2)
-        files.append((f"{pair}-{number:04d}.parquet", stop - start, sink.getvalue()))
+        files.append((f"{name}-{number:04d}.parquet", stop - start, sink.getvalue()))
     return files
 
 

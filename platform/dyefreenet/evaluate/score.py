@@ -43,13 +43,17 @@ def evaluate(
     records = [SlabRecord(**line) for line in ingest.read_json("slabs.json")]
     by_pair: dict[str, list[SlabRecord]] = defaultdict(list)
     for record in records:
-        if record.split == "test":
+        if record.split == "test" and record.phase == recipe.ingest.phase:
             by_pair[record.pair].append(record)
     if not by_pair:
         raise InputError(f"{ingest}: expected patients in the test split, found none")
     table = remap.fit(
         (slab.plain[1:-1], slab.contrast[1:-1])
-        for slab in (read_slab(ingest.read(r.path)) for r in records if r.split == "train")
+        for slab in (
+            read_slab(ingest.read(r.path))
+            for r in records
+            if r.split == "train" and r.phase == recipe.ingest.phase
+        )
         if slab.contrast is not None
     )
     target.write_json("remap.json", {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()})

@@ -18,7 +18,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from dyefreenet.config import Recipe, SslConfig
+from dyefreenet.config import Phase, Recipe, SslConfig
 from dyefreenet.data.shards import Slab, SlabRecord, read_slab
 from dyefreenet.data.slices import (
     Batch,
@@ -55,8 +55,8 @@ class Ticker:
         return self._latest
 
 
-def records_of(ingest: Folder, stage: str, split: str) -> list[SlabRecord]:
-    """Index lines of the shards that a stage reads.
+def records_of(ingest: Folder, stage: str, split: str, phase: Phase) -> list[SlabRecord]:
+    """Index lines of the shards that a stage reads, of the contrast phase that is learnt.
 
     SSL needs no partner: it learns from the plain-only series (D1), and where an archive has none,
     from the plain side of the training pairs.
@@ -65,7 +65,7 @@ def records_of(ingest: Folder, stage: str, split: str) -> list[SlabRecord]:
         InputError: There are none for training.
     """
     records = [SlabRecord(**line) for line in ingest.read_json("slabs.json")]
-    found = [record for record in records if record.split == split]
+    found = [record for record in records if record.split == split and record.phase == phase]
     if stage == "ssl" and split == "train":
         found = [record for record in records if record.split == "ssl"] or found
     if not found and split == "train":
@@ -162,7 +162,7 @@ def worker(payload: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state.load(Path(folder))
 
-    records = records_of(ingest, stage, "train")
+    records = records_of(ingest, stage, "train", recipe.ingest.phase)
     plan = schedule(records, config.batch, config.epochs, recipe.seed)
     epoch_steps = steps_per_epoch(records, config.batch)
     lanes = worker_lanes(config.batch, rank, workers)
@@ -182,7 +182,7 @@ def worker(payload: dict[str, Any]) -> None:
     def validation() -> Iterator[Batch]:
         """A small set, once an epoch: read here, since a Ray Data run costs more than it saves."""
         if chief:
-            held_out = records_of(ingest, stage, "validation")
+            held_out = records_of(ingest, stage, "validation", recipe.ingest.phase)
             slabs = (read_slab(ingest.read(record.path)) for record in held_out)
             yield from in_order(slabs, config.batch)
 
