@@ -137,6 +137,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     else:
         pytest.fail(f"no bucket after 30 s: {(folder / 'weed.log').read_text()[-2000:]}")
     yield environment
+    s3fs.S3FileSystem.clear_instance_cache()  # its next user has other credentials
     server.terminate()
     server.wait(30)
 

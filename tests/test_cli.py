@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import s3fs
 
 from dyefreenet.cli import main
 
@@ -18,6 +19,22 @@ def fails(capsys, *words):
 
 def test_missing_recipe(capsys):
     assert "did you mean 'demo'" in fails(capsys, "run", "--recipe", "dem")
+
+
+def test_an_error_from_a_worker_is_our_one_line(capsys, monkeypatch):
+    from ray.exceptions import RayTaskError
+
+    from dyefreenet.errors import InputError
+
+    inner = InputError("there: expected a folder, found none")
+    wrapped = RayTaskError("draw", "Traceback of 20 lines", inner).as_instanceof_cause()
+
+    def broken(options):
+        raise wrapped
+
+    monkeypatch.setattr("dyefreenet.cli._describe", broken)
+    line = fails(capsys, "describe", "--recipe", "demo")
+    assert line == "dyefreenet: error: there: expected a folder, found none"
 
 
 def test_recipe_typo(capsys):
@@ -49,6 +66,7 @@ def test_store_that_cannot_be_written(capsys, tmp_path):
 def test_s3_without_credentials(capsys, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    s3fs.S3FileSystem.clear_instance_cache()  # of a test that had credentials
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

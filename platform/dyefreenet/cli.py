@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from dyefreenet import __version__, recipes
-from dyefreenet.config import Recipe
+from dyefreenet.config import IngestConfig, Recipe
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, ResourceError
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
@@ -25,6 +27,7 @@ EPILOG = """examples:
   dyefreenet run --recipe demo
   dyefreenet run --recipe paper --set ingest.paired='[s3://bucket/pairs]' --store s3://bucket/runs
   dyefreenet ingest -i ARCHIVE -o SHARDS --json
+  dyefreenet pairs -i ARCHIVE --review review.csv
   dyefreenet train --stage refine --recipe demo
   dyefreenet generate -i CT_FOLDER -o OUT_FOLDER
   dyefreenet sweep --recipe demo --stage primary --trials 6
@@ -69,7 +72,8 @@ def _own(error: BaseException | None) -> DyeFreeNetError | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, DyeFreeNetError):
+        inside = getattr(error, "cause", None)  # Ray makes an error that is both its own and ours
+        if isinstance(error, DyeFreeNetError) and not isinstance(inside, BaseException):
             return error
         inner = getattr(error, "worker_failures", None)
         if isinstance(inner, dict) and inner:
@@ -109,6 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(ingest)
     _add_resources(ingest)
     ingest.set_defaults(call=_ingest, only=("phantom", "ingest"))
+
+    pairs = commands.add_parser(
+        "pairs",
+        help="which series of an archive pair, by headers alone",
+        description="Which series are plain, which contrast, and which pair, by headers alone. "
+        "--review writes a table to edit: correct its column 'phase' (plain, arterial, portal, "
+        "delayed or ignore) and give it back with --phases here, or with "
+        "--set ingest.phases_csv=FILE to a run.",
+    )
+    pairs.add_argument("-i", "--input", required=True, help="archive: folder, s3://, zip, tar")
+    pairs.add_argument("--review", metavar="FILE.csv", help="write the table; it names series")
+    pairs.add_argument("--phases", metavar="FILE.csv", help="read the edited table")
+    pairs.add_argument("--json", action="store_true", help="print the account as one object")
+    pairs.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
+    pairs.set_defaults(call=_pairs)
 
     evaluate = commands.add_parser(
         "evaluate", help="score every trained method, and write the report"
@@ -267,6 +286,38 @@ def _ingest(options: argparse.Namespace) -> None:
     for why, count in facts["skipped_files"].items():
         print(f"  {count} files passed over: {why}")
     print(f"every refused series and why: {target}/excluded.parquet")
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    from dyefreenet.data.archive import scan
+    from dyefreenet.data.cohort import pair, review
+
+    phases = IngestConfig().keep
+    rows = scan(options.input, phases=options.phases and str(Path(options.phases).absolute()))
+    pairs, refused = pair(rows, phases)
+    counts = Counter(one.phase for one in pairs)
+    reasons = Counter(one.reason for one in refused)
+    if options.review:
+        lines = review(rows, phases)
+        with open(options.review, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+    if options.json:
+        told = {"series": len(rows), "pairs": counts, "refused": reasons}
+        print(json.dumps(told, indent=1, sort_keys=True))
+        return
+    print(f"{len(rows)} series by their headers")
+    for phase, count in sorted(counts.items()):
+        print(f"  {count} pair{'s' * (count != 1)} of plain and {phase}")
+    for reason, count in sorted(reasons.items()):
+        print(f"  {count} series: {reason}")
+        for one in [one for one in refused if one.reason == reason][:3]:
+            print(f"      {one.row.key}: {one.detail}")
+    if options.review:
+        print(f"{options.review}: correct its column 'phase' and give it back with --phases")
+    elif reasons:
+        print("--review FILE.csv writes a table to correct")
 
 
 def _asked(recipe: Recipe, names: Sequence[str]) -> Sequence[str]:

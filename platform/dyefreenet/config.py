@@ -70,6 +70,7 @@ class IngestConfig(Frozen):
 
     paired: tuple[str, ...] = ()  # archives with plain and contrast series; empty: the phantom
     plain: tuple[str, ...] = ()  # further archives of plain series for SSL, NLST for instance
+    phases_csv: str | None = None  # what headers do not say; None: phases.csv of each archive
     phase: Phase = "arterial"  # the contrast phase that is learnt
     keep: tuple[Phase, ...] = ("arterial", "portal", "delayed")  # phases that become shards
     registration: Literal["off", "rigid", "deformable"] = "off"  # contrast onto plain (D8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
+from dyefreenet.cli import main
 from dyefreenet.config import GridConfig, IngestConfig
 from dyefreenet.data.archive import scan, short_hash
 from dyefreenet.data.cohort import pair
@@ -539,3 +541,20 @@ def test_the_cluster_writes_the_same_bytes(archive, tmp_path, cluster):
             assert (tmp_path / "out" / "shards" / name).read_bytes() == content
             compared += 1
     assert compared == 6 * 3
+
+
+@pytest.mark.ray
+def test_any_archive_into_any_folder_with_an_account_of_every_series(
+    archive, tmp_path, cluster, capsys
+):
+    words = ["ingest", "-i", str(archive), "-o", str(tmp_path / "out"), "--json"]
+    small = ["--set", "grid.size=48", "--set", "grid.pixel_mm=null"]
+    assert main([*words, *small]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["series"], told["used"], told["failed"]) == (16, 13, 0)
+    assert told["refused"] == {"gap": 2, "localizer": 1}
+    assert (tmp_path / "out" / "salt.txt").stat().st_size == 64
+    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    assert not {row["patient"] for row in pairs} & {short_hash(name) for name in EVERY_SIDE}
+    assert main(words[:3]) == 1
+    assert "expected both -i ARCHIVE and -o FOLDER" in capsys.readouterr().err

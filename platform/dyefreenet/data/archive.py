@@ -152,16 +152,17 @@ def is_phantom(manufacturer: str) -> bool:
     return manufacturer.startswith(PHANTOM_MAKER)
 
 
-def scan(uri: str | Folder, salt: str = "") -> list[SeriesRow]:
+def scan(uri: str | Folder, salt: str = "", phases: str | None = None) -> list[SeriesRow]:
     """The series of an archive, sorted by key. See ``survey``."""
-    return survey(uri, salt).rows
+    return survey(uri, salt, phases).rows
 
 
-def survey(uri: str | Folder, salt: str = "") -> Survey:
+def survey(uri: str | Folder, salt: str = "", phases: str | None = None) -> Survey:
     """The series of an archive by their headers, and what else lay there.
 
     Args:
         salt: Goes into every hash.
+        phases: A table like ``phases.csv``, in its place; it may name series of other archives.
 
     Raises:
         InputError: There is no such place, it cannot be read, or it holds no series.
@@ -202,8 +203,10 @@ def survey(uri: str | Folder, salt: str = "") -> Survey:
                 or "an empty folder"
             )
         )
-    if PHASES_FILE in names:
-        rows = _declared(root, rows, salt)
+    if phases is not None:
+        rows = _declared(phases, rows, salt, whole=False)
+    elif PHASES_FILE in names:
+        rows = _declared(f"{root}/{PHASES_FILE}", rows, salt, whole=True)
     rows = [replace(row, stamp=_stamp(row, root, stamps)) for row in rows]
     return Survey(sorted(rows, key=lambda row: row.key), skipped)
 
@@ -471,10 +474,10 @@ def _image_size(name: str, head: bytes) -> tuple[tuple[int, ...], tuple[float, .
 # ---- phases.csv ----------------------------------------------------------------------------------
 
 
-def _declared(root: str, rows: list[SeriesRow], salt: str) -> list[SeriesRow]:
-    """The rows with what phases.csv says of them."""
-    place = f"{root}/{PHASES_FILE}"
-    table = csv.DictReader(io.StringIO(Folder(root).read(PHASES_FILE).decode("utf-8-sig")))
+def _declared(place: str, rows: list[SeriesRow], salt: str, whole: bool) -> list[SeriesRow]:
+    """The rows with what a table of phases says of them; ``whole``: it names no other series."""
+    folder, _, name = place.rpartition("/")
+    table = csv.DictReader(io.StringIO(Folder(folder).read(name).decode("utf-8-sig")))
     if not {"series", "phase"} <= set(table.fieldnames or ()):
         raise InputError(f"{place}: expected columns series, phase and perhaps patient")
     said: dict[str, tuple[str, str]] = {}
@@ -483,9 +486,11 @@ def _declared(root: str, rows: list[SeriesRow], salt: str) -> list[SeriesRow]:
     for line in table:
         where = f"{place}, line {table.line_num}"
         name, phase = (line["series"] or "").strip(), (line["phase"] or "").strip().lower()
+        if not phase:
+            continue  # a review that was not answered here
         if phase not in allowed:
             raise InputError(f"{where}: expected a phase of {', '.join(allowed)}, found another")
-        if name not in known:
+        if whole and name not in known:
             raise InputError(f"{where}: expected a series of this archive, found none of that name")
         said[name] = phase, (line.get("patient") or "").strip()
     declared = []

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from dyefreenet.config import Phase
-from dyefreenet.data.archive import IGNORE, SeriesRow
+from dyefreenet.data.archive import IGNORE, SeriesRow, short_hash
+from dyefreenet.data.dicom import known_modality
 from dyefreenet.errors import Reason
 
 Split = Literal["train", "validation", "test"]
@@ -204,6 +205,37 @@ def pair(rows: Sequence[SeriesRow], phases: Sequence[Phase]) -> tuple[list[Pair]
     )
 
 
+def review(rows: Sequence[SeriesRow], phases: Sequence[Phase]) -> list[dict[str, str]]:
+    """One line a series for a person to check, those that no pair takes first.
+
+    The lines name series by UID and description: they are for whoever owns the archive, to be
+    edited and given back as a table of phases, and for nobody else.
+    """
+    pairs, refused = pair(rows, phases)
+    states: dict[str, tuple[str, str]] = {one.row.key: (one.reason, one.detail) for one in refused}
+    states |= {row.key: ("paired", "") for one in pairs for row in (one.plain, one.contrast)}
+    lines = []
+    for row in rows:
+        phase, told_by = evidence(row)
+        state, detail = states[row.key]
+        lines.append(
+            {
+                "series": row.series_uid,
+                "phase": row.declared or phase or "",
+                "patient": "",
+                "state": state,
+                "told_by": told_by,
+                "detail": detail,
+                "description": row.description,
+                "slices": str(row.slices),
+                "thickness_mm": str(row.thickness or ""),
+                "kernel": row.kernel,
+                "study": short_hash(row.study_uid),
+            }
+        )
+    return sorted(lines, key=lambda line: (line["state"] == "paired", line["study"]))
+
+
 def plain_only(rows: Sequence[SeriesRow]) -> tuple[list[SeriesRow], list[Refused]]:
     """Series of an archive that its owner calls plain, less those whose headers show contrast."""
     usable: list[SeriesRow] = []
@@ -226,7 +258,7 @@ def unusable(row: SeriesRow) -> Refused | None:
     if row.declared == IGNORE:
         return Refused(row, "ignored", "phases.csv says ignore")
     if row.modality != "CT":
-        return Refused(row, "not-ct", f"expected modality CT, found {row.modality or 'none'}")
+        return Refused(row, "not-ct", f"expected modality CT, found {known_modality(row.modality)}")
     if row.localizer:
         return Refused(row, "localizer", f"{row.slices} images, all of them scouts or projections")
     if row.virtual:

@@ -42,6 +42,10 @@ REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
+MODALITIES = (
+    *("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "IO", "OT", "SC", "ES", "XC"),
+    *("SR", "SEG", "REG", "PR", "KO", "DOC", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE", "FUSION"),
+)
 JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 
 
@@ -225,8 +229,10 @@ def _require_ct(one: _Slice) -> None:
     if modality != "CT" or (sop_class and sop_class not in (CTImageStorage, *MULTI_FRAME)):
         named = UID(str(sop_class or "")).name
         found = "no known SOP class" if not named or named == sop_class else named
-        kind = modality if str(modality).isalpha() and len(str(modality)) <= 16 else "no modality"
-        raise SeriesError("not-ct", f"{one.name}: expected CT Image Storage, found {kind}, {found}")
+        raise SeriesError(
+            "not-ct",
+            f"{one.name}: expected CT Image Storage, found {known_modality(modality)}, {found}",
+        )
     missing = [word for word in REQUIRED if header.get(word) in (None, "")]
     # A scout may lack its place; it is left out in any case.
     if missing and not is_localizer(header):
@@ -239,10 +245,17 @@ def _require_ct(one: _Slice) -> None:
         "NumberOfFrames": (None, 1),
     }
     for word, allowed in expected.items():
-        if header.get(word) not in allowed and not is_localizer(header):
-            raise SeriesError(
-                "pixels", f"{one.name}: expected {word} {allowed}, found {header.get(word)}"
+        found = header.get(word)
+        if found not in allowed and not is_localizer(header):
+            told = (
+                found if found in (None, "RGB", "PALETTE COLOR") or str(found).isdecimal() else "?"
             )
+            raise SeriesError("pixels", f"{one.name}: expected {word} {allowed}, found {told}")
+
+
+def known_modality(text: object) -> str:
+    """A modality by its code (PS3.3 C.7.3.1.1.1); any other text may be anything."""
+    return str(text) if text in MODALITIES else "no known modality"
 
 
 def _shape(images: list[_Slice]) -> tuple[int, int, int]:

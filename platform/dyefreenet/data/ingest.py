@@ -119,7 +119,7 @@ def ingest(
     Raises:
         InputError: No archive, nothing usable, or what ``train`` needs is not there.
     """
-    surveys = [survey(folder, salt) for folder in paired]
+    surveys = [survey(folder, salt, config.phases_csv) for folder in paired]
     rows = _once(surveys)
     pairs, refused = pair(rows, config.keep)
     learnt = [one for one in pairs if one.phase == config.phase]
@@ -134,7 +134,7 @@ def ingest(
 
     lone = [one.row for one in refused if one.reason == "no-partner"]
     lone = [row for row in lone if evidence(row)[0] == "plain"]
-    more = [survey(folder, salt) for folder in plain]
+    more = [survey(folder, salt, config.phases_csv) for folder in plain]
     extra, refused_plain = plain_only(_once(more))
     used = {job.plain.key for job in jobs} | {job.contrast.key for job in jobs if job.contrast}
     for row in {row.key: row for row in [*lone, *extra] if row.key not in used}.values():
