@@ -22,6 +22,7 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # starved of CPUs: an error, not a hang
     "RAY_num_workers_soft_limit": "8",  # idle workers stay: starting one costs seconds of a core
+    "RAY_worker_niceness": "0",  # else any other program goes first, and a demo takes twice as long
     "RAY_worker_maximum_startup_concurrency": "16",  # else it complains of Train's many actors
 }
 _QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_AIR_NEW_OUTPUT": "0"}
