@@ -28,6 +28,7 @@ EPILOG = """examples:
   dyefreenet run --recipe paper --set ingest.paired='[s3://bucket/pairs]' --store s3://bucket/runs
   dyefreenet ingest -i ARCHIVE -o SHARDS --json
   dyefreenet pairs -i ARCHIVE --review review.csv
+  dyefreenet plan --catalogue idc -o nlst-plan
   dyefreenet train --stage refine --recipe demo
   dyefreenet generate -i CT_FOLDER -o OUT_FOLDER
   dyefreenet sweep --recipe demo --stage primary --trials 6
@@ -128,6 +129,26 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--json", action="store_true", help="print the account as one object")
     pairs.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
     pairs.set_defaults(call=_pairs)
+
+    plan = commands.add_parser(
+        "plan",
+        help="which NLST series to fetch, by the catalogue alone",
+        description="Chooses one soft, thin, axial series of each NLST study from a catalogue; no "
+        "image is read. plan.csv then lists what to download, summary.json accounts for the rest. "
+        "The rules are a file to edit: --write-rules rules.yaml, then --rules rules.yaml.",
+    )
+    plan.add_argument(
+        "--catalogue",
+        default="idc",
+        help="CSV or Parquet with a row a series, or 'idc' for the Imaging Data Commons' own, from "
+        'pip install "dyefreenet[nlst]" (default: idc)',
+    )
+    plan.add_argument("-o", "--output", help="folder or s3:// for plan.csv and summary.json")
+    plan.add_argument("--rules", help="YAML of the rules to change")
+    plan.add_argument("--write-rules", metavar="FILE.yaml", help="write the rules, and stop")
+    plan.add_argument("--json", action="store_true", help="print the summary as one object")
+    plan.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
+    plan.set_defaults(call=_plan)
 
     evaluate = commands.add_parser(
         "evaluate", help="score every trained method, and write the report"
@@ -318,6 +339,35 @@ def _pairs(options: argparse.Namespace) -> None:
         print(f"{options.review}: correct its column 'phase' and give it back with --phases")
     elif reasons:
         print("--review FILE.csv writes a table to correct")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dyefreenet.data import nlst
+
+    if options.write_rules:
+        Path(options.write_rules).write_text(nlst.rules_text())
+        print(f"{options.write_rules}: edit it and give it back with --rules")
+        return
+    rules = nlst.read_rules(options.rules) if options.rules else nlst.NlstRules()
+    plan = nlst.select(nlst.read_catalogue(options.catalogue), rules)
+    if options.output:
+        nlst.write_plan(plan, Folder(options.output))
+    told = plan.summary()
+    if options.json:
+        print(json.dumps(told, indent=1))
+        return
+    print(
+        f"{told['found']} series of {told['studies']} studies and {told['patients']} patients: "
+        f"{told['selected']} selected, {told['images']} images, {told['terabytes']} TB"
+    )
+    for reason, count in told["refused"].items():
+        print(f"  {count:>8} {reason}")
+    for kind, one in told["odd"].items():
+        print(f"  {one['series']:>8} odd: {kind}, such as {one['examples'][0]!r}")
+    for what, count in told["attention"].items():
+        print(f"  {count:>8} selected: {what}")
+    if options.output:
+        print(f"what to fetch: {Folder(options.output)}/plan.csv")
 
 
 def _asked(recipe: Recipe, names: Sequence[str]) -> Sequence[str]:

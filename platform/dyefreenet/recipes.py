@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,6 +21,8 @@ from dyefreenet.config import (
     SslConfig,
 )
 from dyefreenet.errors import ConfigError
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def paper() -> Recipe:
@@ -158,12 +160,21 @@ def change(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 def validate(values: dict[str, Any]) -> Recipe:
     """Plain values to a recipe; what is wrong is told in one line."""
-    _check_names(values, Recipe, "")
+    return checked(values, Recipe)
+
+
+def checked(values: dict[str, Any], model: type[Config]) -> Config:
+    """Plain values to a config of any kind; what is wrong is told in one line.
+
+    Raises:
+        ConfigError: No such field or value; the nearest right name is told.
+    """
+    _check_names(values, model, "", model)
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "recipe"
+        where = ".".join(map(str, first["loc"])) or model.__name__
         if first["type"] == "value_error":
             raise ConfigError(str(first["ctx"]["error"])) from error
         raise ConfigError(f"{where}: {first['msg']}, found {first['input']!r}") from error
@@ -185,7 +196,7 @@ def _read_file(name: str) -> dict[str, Any]:
             + _nearest(str(base), RECIPES)
         )
     values = RECIPES[base]().model_dump()
-    _check_names(changes, Recipe, "")
+    _check_names(changes, Recipe, "", Recipe)
     _merge(values, changes)
     return values
 
@@ -214,14 +225,16 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
         values = values[name]
 
 
-def _check_names(values: dict[str, Any], model: type[BaseModel], prefix: str) -> None:
+def _check_names(
+    values: dict[str, Any], model: type[BaseModel], prefix: str, root: type[BaseModel]
+) -> None:
     for name, value in values.items():
         if name not in model.model_fields:
             full = f"{prefix}{name}"
-            raise ConfigError(f"{full}: no such field{_nearest(full, _fields(Recipe))}")
+            raise ConfigError(f"{full}: no such field{_nearest(full, _fields(root))}")
         inner = _submodel(model, name)
         if inner is not None and isinstance(value, dict):
-            _check_names(value, inner, f"{prefix}{name}.")
+            _check_names(value, inner, f"{prefix}{name}.", root)
 
 
 def _submodel(model: type[BaseModel], field: str) -> type[BaseModel] | None:
