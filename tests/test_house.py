@@ -112,19 +112,33 @@ def test_what_is_shipped_is_there(pattern):
     assert list((ROOT / "platform" / "dyefreenet").glob(pattern))
 
 
+def packages(lines):
+    return {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
+def imports(node):
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names} - sys.stdlib_module_names
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return {node.module.split(".")[0]} - sys.stdlib_module_names
+    return set()
+
+
 def test_what_the_package_imports_is_declared():
-    declared = {
-        canonical(re.match(r"[\w.-]+", line)[0]) for line in PROJECT["project"]["dependencies"]
-    }
+    """An extra's package may be imported only where its absence is told: inside a try."""
+    always = packages(PROJECT["project"]["dependencies"]) | {"dyefreenet"}
+    extras = PROJECT["project"]["optional-dependencies"]
+    sometimes = always.union(*(packages(lines) for lines in extras.values()))
     providers = packages_distributions()
     for path in (ROOT / "platform" / "dyefreenet").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module]
-            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
-                given_by = {canonical(provider) for provider in providers.get(name, [name])}
-                assert given_by & (declared | {"dyefreenet"}), f"{path.name} imports {name}"
+        tree = ast.parse(path.read_text())
+        tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
+        guarded = {inner for node in tries for inner in ast.walk(node)}
+        for node in ast.walk(tree):
+            for name in imports(node):
+                given_by = {canonical(each) for each in providers.get(name, [name])}
+                allowed = sometimes if node in guarded else always
+                assert given_by & allowed, f"{path.name} imports {name}"
 
 
 # Versions

@@ -548,7 +548,7 @@ def test_any_archive_into_any_folder_with_an_account_of_every_series(
     archive, tmp_path, cluster, capsys
 ):
     words = ["ingest", "-i", str(archive), "-o", str(tmp_path / "out"), "--json"]
-    small = ["--set", "grid.size=48", "--set", "grid.pixel_mm=null"]
+    small = ["--set", "grid.size=64", "--set", "grid.pixel_mm=null"]
     assert main([*words, *small]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["series"], told["used"], told["failed"]) == (16, 13, 0)
