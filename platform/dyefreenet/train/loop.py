@@ -13,7 +13,7 @@ from torch import Tensor
 from dyefreenet import hu
 from dyefreenet.config import GridConfig, OptimiserConfig, StageConfig
 from dyefreenet.data.slices import Batch
-from dyefreenet.train.state import TrainState
+from dyefreenet.train.state import TrainState, mean_over_workers
 
 Numbers = dict[str, float]
 
@@ -77,7 +77,8 @@ def fit(
         tick(state.step, counted * config.batch / max(time.monotonic() - began, 1e-9))
         if state.step % epoch_steps and state.step < steps:
             continue
-        numbers = {f"loss/{name}": float(total) / counted for name, total in sums.items()}
+        totals = mean_over_workers(torch.stack(list(sums.values()))) / counted
+        numbers = {f"loss/{name}": float(total) for name, total in zip(sums, totals, strict=True)}
         if not all(map(math.isfinite, numbers.values())):
             raise FloatingPointError(
                 f"step {state.step}: expected finite losses, found {numbers}; nothing was saved"

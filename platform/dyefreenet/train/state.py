@@ -125,14 +125,20 @@ def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
             for weight in group["params"]
             if weight.grad is not None
         ]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
+        flat = mean_over_workers(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
         ):
             gradient.copy_(mean.view_as(gradient))
     optimiser.step()
+
+
+def mean_over_workers(values: Tensor) -> Tensor:
+    """The mean of a tensor over all workers, in place; the tensor itself where there is one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
 
 
 def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
