@@ -90,7 +90,7 @@ def make_ct(
     return files
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ct() -> MakeCt:
     """``make_ct``."""
     return make_ct

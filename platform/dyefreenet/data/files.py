@@ -47,9 +47,16 @@ PACKAGES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 INSIDE = "!/"  # between a package's address and a name in it
 
 MAX_FILE = 4 << 30  # bytes; Enhanced CT of 4000 slices of 512 x 512 has half of that
-MAX_HEADER = 16 << 20  # bytes before the pixels of a deflated file
+MAX_HEADER = 4 << 20  # bytes before the pixels of a deflated file
 MAX_PACKED = 200_000  # files in one package
 MAX_RATIO = 200  # of inflated to packed bytes; CT packs to a half, empty slices to a fiftieth
+USED = (  # what reading a series asks of a header
+    *("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType"),
+    *("InstanceNumber", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
+    *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
+)
 ROOM = 1 << 20  # bytes to inflate whatever the ratio, and after the pixels of a file
 
 
@@ -221,18 +228,21 @@ def read_header(
             force=not has_preamble,
             defer_size=None if tags else 1 << 20,
         )
+        for word in tags or USED:  # pydicom understands a value when it is first asked for
+            header.get(word)
+        meta = header.file_meta
+        syntax = meta.get("TransferSyntaxUID") or ""
     except SeriesError:
         raise
     except Exception as error:  # damaged files make pydicom raise almost anything
         raise SeriesError("unreadable", f"{type(error).__name__} in its header") from error
-    meta = header.file_meta
-    if not has_preamble and "TransferSyntaxUID" not in meta:
+    if not has_preamble and not syntax:
         implicit, little = header.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    syntax = UID(meta.get("TransferSyntaxUID") or "")
+        meta.TransferSyntaxUID = syntax = ImplicitVRLittleEndian if implicit else explicit
     if not syntax:
         raise SeriesError("syntax", "no Transfer Syntax (0002,0010)")
+    syntax = UID(str(syntax))
     if not syntax.is_transfer_syntax or syntax.is_private:
         raise SeriesError("syntax", "a Transfer Syntax (0002,0010) that is none of DICOM's")
     return header, None if syntax.is_encapsulated else stream.tell(), inflated

@@ -25,6 +25,15 @@ def frames_of(header: pydicom.Dataset) -> list[pydicom.Dataset]:
     if header.get("SOPClassUID") not in MULTI_FRAME:
         return [header]
     try:
+        return _frames_of(header)
+    except SeriesError:
+        raise
+    except Exception as error:  # any element of a damaged file may be one that does not convert
+        raise SeriesError("unreadable", f"{type(error).__name__} in its header") from error
+
+
+def _frames_of(header: pydicom.Dataset) -> list[pydicom.Dataset]:
+    try:
         count = int(header.get("NumberOfFrames") or 0)
     except (TypeError, ValueError) as error:
         raise SeriesError("pixels", "Number of Frames is no number") from error

@@ -220,13 +220,16 @@ def select(rows: Iterable[dict[str, Any]], rules: NlstRules) -> Plan:
     patients = set()
     for row in rows:
         plan.found += 1
-        patients.add(row["patient"])
-        candidates = studies.setdefault(row["study"], [])
         text = row["description"]
         told = described(text)
+        reason = _reason(row, told, rules)
+        if reason in ("not-nlst", "not-ct"):  # segmentations and reports that others added
+            plan.refused[reason] += 1
+            continue
+        patients.add(row["patient"])
+        candidates = studies.setdefault(row["study"], [])
         for kind in _odd(row, told):
             plan.odd.setdefault(kind, []).append(text)
-        reason = _reason(row, told, rules)
         if reason or told is None:
             plan.refused[reason or "description"] += 1
             continue
