@@ -82,7 +82,8 @@ def cluster() -> Iterator[str]:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real S3 server on this machine (SeaweedFS) with a bucket ``scans``.
 
-    Yields the environment under which s3fs and pyarrow use it.
+    Yields the environment under which botocore and pyarrow use it. With the access key ``reader``
+    in place of its own, and the same secret, nothing can be written.
     """
     weed = shutil.which("weed")
     if weed is None:
@@ -90,12 +91,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("s3")
     key, secret = "tester", secrets.token_hex(16)
     config = folder / "s3.json"
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    config.write_text(json.dumps({"identities": [identity]}))
+    identities = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": name, "secretKey": secret}],
+            "actions": actions,
+        }
+        for name, actions in (
+            (key, ["Admin", "Read", "Write", "List", "Tagging"]),
+            ("reader", ["Read", "List"]),
+        )
+    ]
+    config.write_text(json.dumps({"identities": identities}))
     ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
     with (folder / "weed.log").open("wb") as log:
         server = subprocess.Popen(
@@ -117,27 +124,26 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    import s3fs
+    import botocore.session
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    client = s3fs.S3FileSystem(
+    client = botocore.session.Session().create_client(
+        "s3",
         endpoint_url=environment["AWS_ENDPOINT_URL"],
-        key=key,
-        secret=secret,
-        skip_instance_cache=True,
+        region_name=environment["AWS_DEFAULT_REGION"],
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
     )
     for _ in range(60):
         try:
-            if server.poll() is None and client.exists("scans"):
-                break
-        except OSError:
-            pass
-        assert server.poll() is None, (folder / "weed.log").read_text()[-2000:]
-        client.invalidate_cache()
-        time.sleep(0.5)
+            client.head_bucket(Bucket="scans")
+            break
+        except (BotoCoreError, ClientError):
+            assert server.poll() is None, (folder / "weed.log").read_text()[-2000:]
+            time.sleep(0.5)
     else:
         pytest.fail(f"no bucket after 30 s: {(folder / 'weed.log').read_text()[-2000:]}")
     yield environment
-    s3fs.S3FileSystem.clear_instance_cache()  # its next user has other credentials
     server.terminate()
     server.wait(30)
 

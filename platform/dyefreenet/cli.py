@@ -397,6 +397,7 @@ def _sweep(options: argparse.Namespace) -> None:
     space = sweep.read_space(options.space) if options.space else sweep.default_space(options.stage)
     sweep.check_space(space, recipe)
     progress, resources = Progress(), _resources(options)
+    run.require_writable()
     before = _asked(recipe, ("phantom", "ingest", *STAGES[options.stage].needs))
     run_steps(recipe, run, resources, progress, before, options.verbose)
     runtime.connect(options.verbose)

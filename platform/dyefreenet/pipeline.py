@@ -43,6 +43,7 @@ def run_steps(
                     f"--workers: expected a number that divides {field}.batch={batch}, the global "
                     f"batch, found {resources.workers}"
                 )
+    run.require_writable()
     recipe_json = recipe.model_dump(mode="json")
     if not run.exists("recipe.json") or run.read_json("recipe.json") != recipe_json:
         run.write_json("recipe.json", recipe_json)

@@ -35,7 +35,6 @@ from typing import Any, get_args
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from fsspec.core import url_to_fs
 
 from dyefreenet.config import Phase
 from dyefreenet.data.dicom import is_localizer
@@ -263,20 +262,17 @@ def _headers(root: str, names: Sequence[str]) -> Iterator[tuple[str, list[pydico
         for name in plain:
             yield f"{root}/{name}", _header(Path(root, name))
         return
-    fs, base = url_to_fs(root)
+    folder = Folder(root)
 
-    def remote(name: str) -> tuple[str, list[pydicom.Dataset] | str]:
-        path = f"{base}/{name}"
-        try:
-            content = fs.cat_file(path, start=0, end=HEAD)
-            if len(content) == HEAD and not _is_whole(content):
-                content = fs.cat_file(path)
-        except Exception as error:  # a store that fails is no reason to call a file "not DICOM"
-            raise InputError(f"{root}: a file cannot be read ({type(error).__name__})") from error
+    def remote(number: int, name: str) -> tuple[str, list[pydicom.Dataset] | str]:
+        label = f"file {number} of {len(plain)}"
+        content = folder.read(name, first=HEAD, label=label)
+        if len(content) == HEAD and not _is_whole(content):
+            content = folder.read(name, label=label)
         return f"{root}/{name}", _header(content)
 
     with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(remote, plain)
+        yield from pool.map(remote, range(1, len(plain) + 1), plain)
 
 
 def _header(file: bytes | Path | str) -> list[pydicom.Dataset] | str:
@@ -418,8 +414,7 @@ def _number(value: Any) -> float | None:
 
 def _image_row(root: str, name: str, salt: str) -> SeriesRow:
     """An image file as a series; its folder below the root stands for the patient."""
-    fs, base = url_to_fs(root)
-    head = fs.cat_file(f"{base}/{name}", start=0, end=HEAD)
+    head = Folder(root).read(name, first=HEAD, label="an image file")
     if name.lower().endswith(NIFTI):
         size, spacing = _nifti_size(name, head)
     else:

@@ -46,6 +46,7 @@ IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # whole volumes, read by SimpleIT
 PACKAGES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 INSIDE = "!/"  # between a package's address and a name in it
 
+PATIENT = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10}}  # a silent store is told
 MAX_FILE = 4 << 30  # bytes; Enhanced CT of 4000 slices of 512 x 512 has half of that
 MAX_HEADER = 4 << 20  # bytes before the pixels of a deflated file
 MAX_PACKED = 200_000  # files in one package
@@ -111,7 +112,7 @@ def fetch(addresses: Sequence[str]) -> list[File]:
 
 def _remote(address: str) -> bytes:
     folder, _, name = address.rpartition("/")
-    return Folder(folder).read(name)
+    return Folder(folder).read(name, label="a file of a series")
 
 
 def unpacked(package: str, wanted: set[str] | None = None) -> Iterator[tuple[str, bytes | str]]:
@@ -124,7 +125,7 @@ def unpacked(package: str, wanted: set[str] | None = None) -> Iterator[tuple[str
         wanted: Names to give; None: all.
     """
     try:
-        with fsspec.open(package, "rb") as stream:
+        with fsspec.open(package, "rb", **(PATIENT if "://" in package else {})) as stream:
             unpack = _zipped if package.lower().endswith(".zip") else _tarred
             yield from unpack(
                 stream, os.stat(package).st_size if "://" not in package else stream.size, wanted

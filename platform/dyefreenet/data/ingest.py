@@ -6,7 +6,7 @@ to the cluster, where each task writes its own shards, and keeps the books:
 
     shards/*.parquet    slabs of slices (``shards.py``)
     jobs/*.json         what became of each pair, written after its shards: done once, not again
-    slabs.json          one record a shard: what a training schedule needs
+    slabs.json          one record a shard: what a training schedule needs, and its SHA-256
     pairs.parquet       one row a pair, with its split and the figures of its registration
     plain.parquet       one row a plain series without partner, for SSL
     excluded.parquet    one row a series that is not used, with reason and detail
@@ -114,7 +114,7 @@ def ingest(
 
     Returns:
         Counts for the manifest: every series found is in exactly one of used, refused by reason,
-        and failed.
+        and failed; and the digests of the books.
 
     Raises:
         InputError: No archive, nothing usable, or what ``train`` needs is not there.
@@ -181,10 +181,12 @@ def ingest(
     excluded = list({row["key"]: row for row in excluded}.values())
     excluded.sort(key=lambda row: (row["key"], row["reason"]))
     slabs.sort(key=lambda slab: slab["path"])
-    _write_table(target, "pairs.parquet", pair_rows, PAIRS_SCHEMA)
-    _write_table(target, "plain.parquet", plain_rows, PLAIN_SCHEMA)
-    _write_table(target, "excluded.parquet", excluded, EXCLUDED_SCHEMA)
-    target.write_json("slabs.json", slabs)
+    files = {
+        "pairs.parquet": target.write("pairs.parquet", _table(pair_rows, PAIRS_SCHEMA)),
+        "plain.parquet": target.write("plain.parquet", _table(plain_rows, PLAIN_SCHEMA)),
+        "excluded.parquet": target.write("excluded.parquet", _table(excluded, EXCLUDED_SCHEMA)),
+        "slabs.json": target.write_json("slabs.json", slabs),
+    }
     _sweep_up(target, {slab["path"] for slab in slabs}, set(by_name))
     slices: Counter[str] = Counter()
     for slab in slabs:
@@ -204,6 +206,7 @@ def ingest(
         "skipped_files": dict(
             sorted(Counter(why for one in [*surveys, *more] for _, why in one.skipped).items())
         ),
+        "files": files,
     }
 
 
@@ -226,7 +229,7 @@ def make_and_write(
     else:
         slabs = []
         for (name, slices), content in zip(made["files"], contents, strict=True):
-            target.write(f"shards/{name}", content)
+            sha256 = target.write(f"shards/{name}", content)
             record = SlabRecord(
                 f"shards/{name}",
                 job.split,
@@ -234,6 +237,7 @@ def make_and_write(
                 job.plain.key,
                 job.plain.patient,
                 slices,
+                sha256,
             )
             slabs.append(asdict(record))
         told |= {"row": made["row"], "slabs": slabs}
@@ -367,7 +371,7 @@ def _excluded(row: SeriesRow, reason: str, detail: str) -> dict[str, str]:
     return {"key": row.key, "patient": row.patient, "reason": reason, "detail": detail}
 
 
-def _write_table(target: Folder, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
-    target.write(name, sink.getvalue())
+    return sink.getvalue()

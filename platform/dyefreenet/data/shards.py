@@ -12,6 +12,7 @@ object store and are decoded once, in the consumer. The codec's name is in the f
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dyefreenet.config import Phase
+from dyefreenet.store import Folder
 
 CODEC = "dx-planes-zstd1"
 _ZSTD = pa.Codec("zstd", compression_level=1)
@@ -54,6 +56,7 @@ class SlabRecord:
     pair: str
     patient: str
     slices: int  # core slices
+    sha256: str = ""  # of the file; "": written before digests were kept
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,11 @@ def write_slabs(
         pq.write_table(table, sink, compression="none", row_group_size=slab + 2)
         files.append((f"{name}-{number:04d}.parquet", stop - start, sink.getvalue()))
     return files
+
+
+def read_records(ingest: Folder) -> list[SlabRecord]:
+    """The index of all shards of an ingest folder."""
+    return [SlabRecord(**line) for line in json.loads(ingest.read_checked("slabs.json"))]
 
 
 def read_slab(content: bytes) -> Slab:

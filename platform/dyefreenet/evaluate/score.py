@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dyefreenet.cascade import Cascade
 from dyefreenet.config import Recipe
 from dyefreenet.data.phantom import ARTERIES, LABELS
-from dyefreenet.data.shards import Slab, SlabRecord, read_slab
+from dyefreenet.data.shards import Slab, SlabRecord, read_records, read_slab
 from dyefreenet.errors import InputError
 from dyefreenet.evaluate import remap
 from dyefreenet.evaluate.protocols import PROTOCOLS, score_volume
@@ -40,7 +40,7 @@ def evaluate(
     import ray
 
     ingest, target = run / "ingest", run / "evaluate"
-    records = [SlabRecord(**line) for line in ingest.read_json("slabs.json")]
+    records = read_records(ingest)
     by_pair: dict[str, list[SlabRecord]] = defaultdict(list)
     for record in records:
         if record.split == "test" and record.phase == recipe.ingest.phase:
@@ -50,32 +50,36 @@ def evaluate(
     table = remap.fit(
         (slab.plain[1:-1], slab.contrast[1:-1])
         for slab in (
-            read_slab(ingest.read(r.path))
+            read_slab(ingest.read(r.path, r.sha256))
             for r in records
             if r.split == "train" and r.phase == recipe.ingest.phase
         )
         if slab.contrast is not None
     )
-    target.write_json("remap.json", {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()})
+    fitted = {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()}
+    files = {"remap.json": target.write_json("remap.json", fitted)}
 
     def score(item: dict[str, Any]) -> dict[str, Any]:
-        slabs = [read_slab(ingest.read(path)) for path in item["paths"]]
-        return {"rows": json.dumps(score_patient(slabs, _cascade(run), table, target))}
+        shards = zip(item["paths"], item["sha256"], strict=True)
+        slabs = [read_slab(ingest.read(path, sha256)) for path, sha256 in shards]
+        scored, panel = score_patient(slabs, _cascade(run), table)
+        path = f"panels/{slabs[0].pair}.npz"
+        return {"rows": json.dumps(scored), "panel": path, "sha256": target.write(path, panel)}
 
-    items = [
-        {"paths": [record.path for record in sorted(group, key=lambda record: record.path)]}
-        for _, group in sorted(by_pair.items())
-    ]
+    groups = [sorted(by_pair[pair], key=lambda record: record.path) for pair in sorted(by_pair)]
+    items = [{"paths": [r.path for r in g], "sha256": [r.sha256 for r in g]} for g in groups]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(score)
     rows: list[dict[str, Any]] = []
     for done, row in enumerate(dataset.iter_rows(), start=1):
         rows += json.loads(row["rows"])
+        files[row["panel"]] = row["sha256"]
         report(done, len(items))
-    write_tables(rows, recipe, target)
+    files |= write_tables(rows, recipe, target)
     measured = sorted({row["protocol"] for row in rows})
     return {
         "patients": len({row["patient"] for row in rows}),
         "definitions": {name: PROTOCOLS[name].definition for name in measured},
+        "files": files,
     }
 
 
@@ -86,9 +90,9 @@ def _cascade(run: Folder) -> Cascade:
 
 
 def score_patient(
-    slabs: Iterable[Slab], cascade: Cascade, table: NDArray[np.float64], target: Folder
-) -> list[dict[str, Any]]:
-    """Rows of one patient for every method, and its slices for the figure. No Ray.
+    slabs: Iterable[Slab], cascade: Cascade, table: NDArray[np.float64]
+) -> tuple[list[dict[str, Any]], bytes]:
+    """Rows of one patient for every method, and its slices for the figure (npz). No Ray.
 
     Args:
         slabs: All shards of one pair.
@@ -129,15 +133,17 @@ def score_patient(
         spacing=np.array(slabs[0].spacing),
         **{name: volume[chosen] for name, volume in arrays.items()},
     )
-    target.write(f"panels/{slabs[0].pair}.npz", sink.getvalue())
-    return rows
+    return rows, sink.getvalue()
 
 
-def write_tables(rows: list[dict[str, Any]], recipe: Recipe, target: Folder) -> None:
-    """The rows as Parquet, and what is computed from them."""
+def write_tables(rows: list[dict[str, Any]], recipe: Recipe, target: Folder) -> dict[str, str]:
+    """Write the rows as Parquet, and what is computed from them; the digests of the files."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink)
-    target.write("rows.parquet", sink.getvalue())
     resamples, seed = recipe.evaluate.resamples, recipe.seed
-    target.write_json("summary.json", summarise(rows, resamples, seed))
-    target.write_json("differences.json", differences(rows, resamples=resamples, seed=seed))
+    compared = differences(rows, resamples=resamples, seed=seed)
+    return {
+        "rows.parquet": target.write("rows.parquet", sink.getvalue()),
+        "summary.json": target.write_json("summary.json", summarise(rows, resamples, seed)),
+        "differences.json": target.write_json("differences.json", compared),
+    }

@@ -31,7 +31,7 @@ def export(run: Folder, target: Folder, command: str) -> list[str]:
         raise InputError(f"{run}: expected a finished refine stage, found {list(cascade.methods)}")
     contents = {"recipe.json": run.read("recipe.json")}
     for step in ("primary", "refine"):
-        contents[f"{step}/{WEIGHTS}"] = run.read(f"{step}/{WEIGHTS}")
+        contents[f"{step}/{WEIGHTS}"] = (run / step).read_checked(WEIGHTS)
     for name, content in contents.items():
         target.write(name, content)
     for step in ("primary", "refine"):
@@ -79,7 +79,7 @@ def model_card(recipe: Recipe, run: Folder, command: str) -> str:
     if run.exists("evaluate/summary.json"):
         kind = "made-up" if made_up else "test"
         lines += ["", f"Scores on {kind} patients held out (mean, 95 % interval, patients):", ""]
-        for row in run.read_json("evaluate/summary.json"):
+        for row in (run / "evaluate").read_json("summary.json"):
             shown = (row["metric"], row["region"]) in {("psnr", "image"), ("mae", "vessel")}
             if row["method"] in ("identity", "refine") and shown:
                 span = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"

@@ -43,11 +43,14 @@ def read_panels(run: Folder, budget: int = BUDGET) -> tuple[list[dict[str, Any]]
         [{patient, spacing [z, y, x] mm, slices: [{index, images: {name: PNG in base64}}]}], and the
         number of slices left out.
     """
-    folder = run / "evaluate" / "panels"
+    evaluate = run / "evaluate"
+    digests = (evaluate.manifest() or {}).get("files") or {}
     stored = {
-        name.removesuffix(".npz"): _read(folder, name)
-        for name in folder.names()
-        if name.endswith(".npz")
+        name.removeprefix("panels/").removesuffix(".npz"): _read(
+            evaluate, name, digests.get(name, "")
+        )
+        for name in evaluate.names()
+        if name.startswith("panels/") and name.endswith(".npz")
     }
     # The middle slice of every pair first, then its neighbours: what is cut is the ends.
     order = sorted(
@@ -83,9 +86,10 @@ def _png(hu: NDArray[np.int16]) -> str:
     return base64.b64encode(sink.getvalue()).decode()
 
 
-def _read(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
+def _read(folder: Folder, name: str, sha256: str) -> dict[str, NDArray[Any]]:
+    content = folder.read(name, sha256)
     try:
-        with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as archive:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = dict(archive)
     except (ValueError, OSError) as error:
         raise StoreError(f"{folder}/{name}: expected arrays of slices, found {error}") from error

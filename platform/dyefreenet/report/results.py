@@ -170,14 +170,14 @@ def read_results(run: Folder) -> Results:
     """Gather a run's tables.
 
     Raises:
-        StoreError: The run has no finished evaluation, or its figures cannot be read.
+        StoreError: The run has no finished evaluation, or its figures cannot be read or trusted.
     """
     evaluate = run / "evaluate"
     if evaluate.manifest() is None or not evaluate.exists("summary.json"):
         raise StoreError(
             f"{evaluate}: expected a finished evaluation, found none; run the step evaluate first"
         )
-    summary = evaluate.read_json("summary.json")
+    summary = json.loads(evaluate.read_checked("summary.json"))
     if not summary:
         raise StoreError(f"{evaluate}/summary.json: expected figures, found none")
     manifests = {name: (run / name).manifest() for name in STEPS}
@@ -191,7 +191,9 @@ def read_results(run: Folder) -> Results:
         rows=_table(evaluate, "rows.parquet"),
         summary=summary,
         differences=(
-            evaluate.read_json("differences.json") if evaluate.exists("differences.json") else []
+            json.loads(evaluate.read_checked("differences.json"))
+            if evaluate.exists("differences.json")
+            else []
         ),
     )
 
@@ -200,7 +202,9 @@ def _lines(step: Folder) -> list[Row]:
     if not step.exists("metrics.jsonl"):
         return []
     try:
-        return [json.loads(line) for line in step.read("metrics.jsonl").splitlines() if line]
+        return [
+            json.loads(line) for line in step.read_checked("metrics.jsonl").splitlines() if line
+        ]
     except ValueError as error:
         raise StoreError(f"{step}/metrics.jsonl: expected JSON lines, found {error}") from error
 
@@ -209,6 +213,6 @@ def _table(folder: Folder, name: str) -> list[Row]:
     if not folder.exists(name):
         return []
     try:
-        return pq.read_table(io.BytesIO(folder.read(name))).to_pylist()
+        return pq.read_table(io.BytesIO(folder.read_checked(name))).to_pylist()
     except pa.ArrowInvalid as error:
         raise StoreError(f"{folder}/{name}: expected a Parquet file, found {error}") from error

@@ -19,7 +19,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dyefreenet.config import Phase, Recipe, SslConfig
-from dyefreenet.data.shards import Slab, SlabRecord, read_slab
+from dyefreenet.data.shards import Slab, SlabRecord, read_records, read_slab
 from dyefreenet.data.slices import (
     Batch,
     batches,
@@ -33,7 +33,7 @@ from dyefreenet.runtime import Share
 from dyefreenet.stages import STAGES
 from dyefreenet.store import Folder
 from dyefreenet.train.loop import Numbers, fit
-from dyefreenet.train.state import load_weights
+from dyefreenet.train.state import load_tensors, load_weights
 
 READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
 READERS = 2  # processes that fetch for one worker; each new one costs seconds to start
@@ -64,7 +64,7 @@ def records_of(ingest: Folder, stage: str, split: str, phase: Phase) -> list[Sla
     Raises:
         InputError: There are none for training.
     """
-    records = [SlabRecord(**line) for line in ingest.read_json("slabs.json")]
+    records = read_records(ingest)
     found = [record for record in records if record.split == split and record.phase == phase]
     if stage == "ssl" and split == "train":
         found = [record for record in records if record.split == "ssl"] or found
@@ -129,19 +129,25 @@ def train(
 
     Returns:
         Facts for the manifest: digests of the files and the last epoch's figures.
+
+    Raises:
+        StoreError: The last checkpoint did not come back as it was saved.
     """
     step = run / stage
     name = f"train-{fingerprint}"
     result = make_trainer(recipe, stage, run, step, name, workers, share, ticker).fit()
     if result.checkpoint is None:
         raise DyeFreeNetError(f"{stage}: expected a checkpoint at the end, found none")
-    digests = {}
+    files = {}
     with result.checkpoint.as_directory() as folder:
-        for network in json.loads((Path(folder) / "state.json").read_text())["networks"]:
-            content = (Path(folder) / f"{network}.safetensors").read_bytes()
-            step.write(f"weights/{network}.safetensors", content)
-            digests[f"weights/{network}.safetensors"] = hashlib.sha256(content).hexdigest()
-    return {"files": digests, "figures": result.metrics}
+        saved = json.loads((Path(folder) / "state.json").read_text())
+        for network in saved["networks"]:
+            file = f"{network}.safetensors"
+            content = (Path(folder) / file).read_bytes()
+            load_tensors(content, saved["sha256"][file], f"{step}: checkpoint, {file}")
+            files[f"weights/{file}"] = step.write(f"weights/{file}", content)
+    files["metrics.jsonl"] = hashlib.sha256(step.read("metrics.jsonl")).hexdigest()
+    return {"files": files, "figures": result.metrics}
 
 
 def worker(payload: dict[str, Any]) -> None:
@@ -183,7 +189,7 @@ def worker(payload: dict[str, Any]) -> None:
         """A small set, once an epoch: read here, since a Ray Data run costs more than it saves."""
         if chief:
             held_out = records_of(ingest, stage, "validation", recipe.ingest.phase)
-            slabs = (read_slab(ingest.read(record.path)) for record in held_out)
+            slabs = (read_slab(ingest.read(one.path, one.sha256)) for one in held_out)
             yield from in_order(slabs, config.batch)
 
     told = time.monotonic()
@@ -195,9 +201,10 @@ def worker(payload: dict[str, Any]) -> None:
             note = f"epoch {min(step // epoch_steps + 1, config.epochs)} of {config.epochs}"
             ticker.put.remote(stage, step, plan.steps, f"{note}, {rate:.1f} slices/s")
 
+    by_path = {record.path: record for record in records}
     coming = batches(
         plan,
-        fetch(ingest, plan.paths(lanes, state.step)),
+        fetch(ingest, [by_path[path] for path in plan.paths(lanes, state.step)]),
         lanes,
         config.crop,
         state.step,
@@ -218,7 +225,7 @@ def worker(payload: dict[str, Any]) -> None:
     )
 
 
-def fetch(folder: Folder, paths: list[str]) -> Iterator[Slab]:
+def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:
     """Shards in the order asked for, read ahead by Ray Data and decoded here, once.
 
     Files travel as they are, compressed: cells are a third of the arrays they become. One portion
@@ -231,10 +238,12 @@ def fetch(folder: Folder, paths: list[str]) -> Iterator[Slab]:
     context.print_on_execution_start = False
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
-        return {"content": [folder.read(path) for path in batch["path"]]}
+        shards = zip(batch["path"], batch["sha256"], strict=True)
+        return {"content": [folder.read(path, sha256) for path, sha256 in shards]}
 
     def portion(start: int) -> ray.data.Dataset:
-        items = [{"path": path} for path in paths[start : start + PORTION]]
+        asked = records[start : start + PORTION]
+        items = [{"path": record.path, "sha256": record.sha256} for record in asked]
         return (
             ray.data.from_items(items, override_num_blocks=-(-len(items) // TOGETHER))
             .map_batches(read, batch_size=TOGETHER, num_cpus=READ_CPUS, concurrency=READERS)
@@ -242,11 +251,11 @@ def fetch(folder: Folder, paths: list[str]) -> Iterator[Slab]:
         )
 
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(portion, 0) if paths else None
-        for start in range(0, len(paths), PORTION):
+        coming = ahead.submit(portion, 0) if records else None
+        for start in range(0, len(records), PORTION):
             assert coming is not None
             ready = coming.result()
-            if start + PORTION < len(paths):
+            if start + PORTION < len(records):
                 coming = ahead.submit(portion, start + PORTION)
             for row in ready.iter_rows():
                 yield read_slab(row["content"])

@@ -95,7 +95,8 @@ def load_weights(step: Folder, network: str = "generator") -> dict[str, Tensor]:
     if manifest is None:
         raise StoreError(f"{step}: expected a finished step, found no manifest")
     name = f"weights/{network}.safetensors"
-    return load_tensors(step.read(name), manifest["files"][name], f"{step}/{name}")
+    sha256 = manifest["files"][name]
+    return load_tensors(step.read(name, sha256), sha256, f"{step}/{name}")
 
 
 def adam(network: nn.Module, config: OptimiserConfig, factor: float = 1.0) -> torch.optim.Adam:

@@ -1,0 +1,287 @@
+"""A place in S3-compatible object storage: whole objects in and out, in a bounded time.
+
+What is known to go wrong on the way, a store that is busy, silent or gone for a moment, a body cut
+short, is tried again here and nowhere else; botocore's own retries are off. No error names an
+object: the key of a scan may name a patient.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import botocore.loaders
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.parsers import ResponseParserError
+
+from dyefreenet.errors import ConfigError
+
+PATIENCE = "DYEFREENET_STORE_PATIENCE"  # seconds for which a store may fail before it is given up
+DEFAULT_PATIENCE = 40.0
+TRIES = 3  # at least, however long each takes
+LONGEST_PAUSE = 3.0  # seconds
+IS_THERE = "the object is there already"
+LARGEST = 5 * 2**30  # bytes that S3 takes in one request
+KEYS_SET = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL off AWS)"
+
+_BROKEN_ON_THE_WAY = (
+    ConnectionError,
+    HTTPClientError,  # no answer in time, connection broken
+    IncompleteReadError,
+    FlexibleChecksumError,
+    ResponseParserError,
+)
+_PASSING = {  # answers with a status below 500 that another try may change
+    "RequestTimeout",
+    "SlowDown",
+    "BadDigest",
+    "IncompleteBody",
+    "XAmzContentSHA256Mismatch",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}
+_HINTS = {
+    "InvalidAccessKeyId": KEYS_SET,
+    "SignatureDoesNotMatch": KEYS_SET,
+    "InvalidToken": KEYS_SET,
+    "ExpiredToken": "renew the credentials, or AWS_SESSION_TOKEN among them",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "AccessDenied": "these credentials may not do this here: use others, or another place",
+    "403": "these credentials may not do this here: use others, or another place",
+    "NoSuchBucket": "make the bucket, or name another",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Objects below ``s3://{name}/{prefix}``; errors are ``OSError`` in words that name none."""
+
+    name: str
+    prefix: str
+
+    def get(self, name: str, first: int | None = None) -> tuple[bytes, str]:
+        """Content of an object, and the SHA-256 that ``put`` left with it ("": another wrote it).
+
+        Args:
+            first: Bytes wanted from the beginning; None: all.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        part = {} if first is None else {"Range": f"bytes=0-{first - 1}"}
+
+        def read() -> tuple[bytes, str]:
+            try:
+                answer = _client().get_object(Bucket=self.name, Key=self._key(name), **part)
+            except ClientError as error:
+                if _code(error) == "InvalidRange":  # the first bytes of an empty object
+                    return b"", ""
+                raise
+            content: bytes = answer["Body"].read()
+            expected = answer["ContentLength"]
+            if len(content) != expected:
+                raise IncompleteReadError(actual_bytes=len(content), expected_bytes=expected)
+            return content, answer["Metadata"].get("sha256", "")
+
+        return _answer(read)
+
+    def put(self, name: str, content: bytes, new: bool = False) -> str:
+        """Put an object, know that the store has received these very bytes; their SHA-256.
+
+        It appears when its upload is complete. The store is told the SHA-256 and refuses other
+        bytes; one that does not say that it has looked is read back.
+
+        Raises:
+            FileExistsError: ``new``, and there is one already.
+        """
+        if len(content) > LARGEST:
+            raise OSError(f"{len(content)} bytes; an object holds up to {LARGEST}")
+        digest = hashlib.sha256(content)
+        checksum = base64.b64encode(digest.digest()).decode()
+        try:
+            answer = self._ask(
+                "put_object",
+                Key=self._key(name),
+                Body=content,
+                ChecksumSHA256=checksum,
+                Metadata={"sha256": digest.hexdigest()},
+                **({"IfNoneMatch": "*"} if new else {}),
+            )
+        except OSError as error:
+            if not new or error.errno != errno.ENOTSUP:
+                raise
+            if self.exists(name):  # no conditions in this store: the best that is left
+                raise FileExistsError(IS_THERE) from None
+            return self.put(name, content)
+        if answer.get("ChecksumSHA256") != checksum and self.get(name)[0] != content:
+            raise OSError("other bytes than were written; write them again")
+        return digest.hexdigest()
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this name, or any below it."""
+        key = self._key(name)
+        try:
+            if key:
+                self._ask("head_object", Key=key)
+            else:
+                self._ask("list_objects_v2", MaxKeys=1)
+            return True
+        except FileNotFoundError:
+            below = self._ask("list_objects_v2", Prefix=f"{key}/", MaxKeys=1)
+            return bool(below.get("Contents"))
+
+    def stamps(self) -> dict[str, str]:
+        """Names of all objects below, and for each what changes with its content."""
+        start = f"{self.prefix}/" if self.prefix else ""
+        return {
+            entry["Key"].removeprefix(start): f"{entry['Size']}-{entry['ETag']}"
+            for entry in self._entries(start)
+            if not entry["Key"].endswith("/")
+        }
+
+    def remove(self, name: str) -> None:
+        self._ask("delete_object", Key=self._key(name))
+
+    def clear(self) -> None:
+        """Remove all objects below."""
+        start = f"{self.prefix}/" if self.prefix else ""
+        keys = [entry["Key"] for entry in self._entries(start)]
+        for at in range(0, len(keys), 1000):  # as many as one request takes
+            objects = [{"Key": key} for key in keys[at : at + 1000]]
+            answer = self._ask("delete_objects", Delete={"Objects": objects, "Quiet": True})
+            for error in answer.get("Errors", []):
+                raise OSError(_text(str(error.get("Code"))))
+
+    def _key(self, name: str) -> str:
+        return "/".join(filter(None, (self.prefix, name)))
+
+    def _entries(self, start: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        after: dict[str, str] = {}
+        while True:
+            page = self._ask("list_objects_v2", Prefix=start, **after)
+            found += page.get("Contents", [])
+            if not page.get("IsTruncated"):
+                return found
+            after = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _ask(self, operation: str, **values: Any) -> dict[str, Any]:
+        return _answer(lambda: getattr(_client(), operation)(Bucket=self.name, **values))
+
+
+def _answer(call: Callable[[], T]) -> T:
+    """What a call returns, tried again for as long as patience lasts.
+
+    Raises:
+        FileNotFoundError: No such object.
+        FileExistsError: It was to be new and is there.
+        OSError: The store refuses, or there was no good answer; with what to do about it.
+    """
+    patience, began, tries = _patience(), time.monotonic(), 0
+    while True:
+        try:
+            return call()
+        except (BotoCoreError, ClientError, ResponseParserError) as error:
+            tries += 1
+            spent = time.monotonic() - began
+            if not _may_pass(error):
+                raise _refusal(error) from None
+            if tries >= TRIES and spent >= patience:
+                raise OSError(
+                    f"no good answer in {spent:.0f} s and {tries} tries ({_code(error)}); look "
+                    "whether the store is up, and at AWS_ENDPOINT_URL"
+                ) from None
+        time.sleep(min(0.1 * 2**tries, LONGEST_PAUSE) * random.uniform(0.5, 1.0))
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        passing = status in (408, 429) or (status >= 500 and status != 501)
+        return passing or _code(error) in _PASSING
+    return isinstance(error, _BROKEN_ON_THE_WAY)
+
+
+def _refusal(error: Exception) -> OSError:
+    code = _code(error)
+    if code in ("NoSuchKey", "NotFound", "404"):
+        return FileNotFoundError("no such object")
+    if code in ("PreconditionFailed", "412"):
+        return FileExistsError(IS_THERE)
+    if code == "NotImplemented":
+        return OSError(errno.ENOTSUP, "the store cannot do this")
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return OSError(f"no credentials; {KEYS_SET}")
+    return OSError(_text(code))
+
+
+def _code(error: Exception) -> str:
+    """A word for an error; what stores and botocore say at length has the key in it."""
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Code"))
+    return type(error).__name__
+
+
+def _text(code: str) -> str:
+    return f"{code}; {_HINTS[code]}" if code in _HINTS else code
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE, str(DEFAULT_PATIENCE))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"{PATIENCE}: expected seconds above 0, found {text!r}")
+    return seconds
+
+
+def _client() -> Any:
+    """This process's client; another one once the environment says something else."""
+    said = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
+    return _connect(os.getpid(), said, _patience())
+
+
+@lru_cache(maxsize=4)
+def _connect(process: int, said: tuple[tuple[str, str], ...], patience: float) -> Any:
+    silence = patience / 4  # so that a server that never answers is asked more than once
+    config = Config(
+        connect_timeout=min(silence, 5.0),
+        read_timeout=silence,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=16,
+    )
+    session = botocore.session.Session()
+    session.register_component("data_loader", _loader())
+    try:
+        return session.create_client("s3", config=config)
+    except ValueError as error:
+        raise OSError(f"{error}; look at AWS_ENDPOINT_URL") from None
+
+
+@lru_cache(maxsize=1)
+def _loader() -> Any:
+    """What botocore knows of S3, read once: it takes a second."""
+    return botocore.loaders.create_loader()
