@@ -1,4 +1,4 @@
-"""Whole runs by name: ``--recipe demo|paper|real|FILE.yaml`` and ``--set primary.lr=1e-4``."""
+"""Whole runs by name, as in ``--recipe demo`` and ``--set primary.lr=1e-4``, or from a YAML file."""
 
 from __future__ import annotations
 
@@ -114,7 +114,23 @@ def real() -> Recipe:
     return Recipe.model_validate(values)
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "paper": paper, "real": real}
+def c4kc_kits() -> Recipe:
+    """The paper's settings on public pairs: C4KC-KiTS, 108 studies with plain and arterial CT.
+
+    The collection (CC BY 3.0, doi:10.7937/tcia.2019.ix49e8nx) is expected in the folder
+    ``c4kc_kits``; docs/data.md says how to fetch it. It is abdominal CT of patients with kidney
+    tumours. Without NLST beside, SSL learns from the plain side of the training pairs.
+    """
+    ingest = IngestConfig(paired=("c4kc_kits",), registration="deformable")
+    return paper().model_copy(update={"name": "c4kc_kits", "ingest": ingest})
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "paper": paper,
+    "real": real,
+    "c4kc_kits": c4kc_kits,
+}
 
 
 def load(name: str, changes: Iterable[str] = ()) -> Recipe:

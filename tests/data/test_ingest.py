@@ -390,7 +390,9 @@ def test_a_file_that_changed_is_read_again(archive, tmp_path, write_ct):
     run(archive, tmp_path / "out")
     changed = {name for name, mark in digest(tmp_path / "out").items() if whole.get(name) != mark}
     key = short_hash("1.1.0")
-    assert changed and all(key in name or name in ("pairs.parquet", "slabs.json") for name in changed)
+    assert changed and all(
+        key in name or name in ("pairs.parquet", "slabs.json") for name in changed
+    )
 
 
 VICTIM = short_hash("1.3.0")
