@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test soak check format bench clean
 
 help: ## this list
 	@echo "DyeFreeNet: virtual contrast CT on Ray. For research only."
@@ -33,6 +33,10 @@ demo: $(STAMP) ## the whole cascade on made-up CT, from DICOM to the report page
 
 test: $(STAMP) ## the tests; each one that is skipped is named with its reason
 	@$(BIN)/python -m pytest -rs $(ARGS)
+
+soak: $(STAMP) ## the long proofs: kill -9 at random moments, 100,000 mutated headers
+	@$(BIN)/python -m pytest -rs -m soak tests/soak $(ARGS)
+	@DYEFREENET_FUZZ=100000 $(BIN)/python -m pytest -rs --timeout 3600 tests/data/test_hostile.py -k mutated
 
 check: $(STAMP) ## format, lint, types, and which way imports run
 	$(BIN)/ruff format --check .

