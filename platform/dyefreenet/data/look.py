@@ -45,7 +45,7 @@ _QUALITIES = (85, 75, 65, 50, 35, 20)  # of JPEG, until a picture is small enoug
 
 
 def look(
-    plain: Volume, contrast: tuple[Volume, Volume] | None = None
+    plain: Volume, before: Volume | None = None, aligned: Volume | None = None
 ) -> tuple[bytes, dict[str, list[int] | None]]:
     """The picture, a JPEG, and the histograms by name: ``plain``, ``contrast``.
 
@@ -53,20 +53,19 @@ def look(
     middle of the body.
 
     Args:
-        contrast: The scan as it was read, on its own grid; and on the grid of ``plain``.
+        before: Contrast CT as it was read, on its own grid; None, as ``aligned``: there is none.
+        aligned: The same on the grid of ``plain``.
     """
-    if contrast is None:
+    if before is None or aligned is None:
         views = [plane.view(plane.cut(plain), SOFT) for plane in _planes(plain, plain)]
-        picture = _jpeg([views], PLAIN_BYTES)
-        return picture, {"plain": histogram(plain), "contrast": None}
-    read, aligned = contrast
+        return _jpeg([views], PLAIN_BYTES), {"plain": histogram(plain), "contrast": None}
     scans, overlays = [], []
     for plane in _planes(plain, aligned):
-        unmoved = resample_like(read, plane.thin(plain))
+        unmoved = resample_like(before, plane.thin(plain))
         soft = plane.view(plane.cut(plain), SOFT)
         scans.append([soft, plane.view(plane.cut(aligned), VESSEL)])
-        before, after = np.take(unmoved.hu, 0, plane.axis), plane.cut(aligned)
-        overlays.append([_overlay(soft, plane.view(cut, SOFT)) for cut in (before, after)])
+        cuts = np.take(unmoved.hu, 0, plane.axis), plane.cut(aligned)
+        overlays.append([_overlay(soft, plane.view(cut, SOFT)) for cut in cuts])
     picture = _jpeg([*scans, *overlays], PAIR_BYTES)
     return picture, {"plain": histogram(plain), "contrast": histogram(aligned)}
 
@@ -81,8 +80,8 @@ def histogram(volume: Volume) -> list[int]:
     return counts.tolist()
 
 
-def add(total: Sequence[int], one: Sequence[int]) -> list[int]:
-    """Histograms of many series as one; an empty ``total`` begins."""
+def add(total: Sequence[int] | None, one: Sequence[int]) -> list[int]:
+    """Histograms of many series as one; None begins."""
     return [a + b for a, b in zip(total or [0] * BINS, one, strict=True)]
 
 
