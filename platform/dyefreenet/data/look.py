@@ -40,6 +40,7 @@ PAIR_BYTES, PLAIN_BYTES = 60_000, 12_000  # that a picture may have
 _WIDTH = 208  # pixels across a view
 _TALLEST = 1.3  # height of a view over its width; a whole body is drawn smaller
 _GAP = 4  # pixels between views
+_BODY_MM = 3.0  # between the points where a body is looked for: thrice that is less than a wall
 _MARGIN_MM = 10.0  # around the body
 _QUALITIES = (85, 75, 65, 50, 35, 20)  # of JPEG, until a picture is small enough
 
@@ -142,7 +143,7 @@ def _planes(plain: Volume, aligned: Volume) -> list[_Plane]:
 
 def _body(volume: Volume) -> list[NDArray[np.intp]]:
     """Rows and columns of the body, with a margin; all of them where there is no body."""
-    every = 4  # pixels: enough for the place of a body
+    every = max(1, round(_BODY_MM / max(volume.spacing[1:])))  # pixels
     mask = volume.hu[::2, ::every, ::every] > BODY_HU
     mask = ndimage.binary_opening(mask, np.ones((1, 3, 3), np.bool_))  # cuts the table's sheet off
     pieces, found = ndimage.label(mask)
