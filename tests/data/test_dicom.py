@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
+from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
+from dyefreenet.data.codecs import decode, frames_at, read_frame
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import SeriesError
@@ -161,6 +176,284 @@ def test_noise_below_air_is_a_measurement_raised_to_air(ct, steps):
     assert volume.hu[1, 2, 3] == -1024
 
 
+# ---- compressed ----------------------------------------------------------------------------------
+
+
+def lossless_jpeg(predictor):
+    return lambda stored, bits: imagecodecs.jpeg8_encode(
+        stored.view(np.uint16), lossless=True, predictor=predictor, bitspersample=bits
+    )
+
+
+def jpeg(stored, bits):
+    return imagecodecs.jpeg8_encode(stored.view(np.uint16), level=90, bitspersample=bits)
+
+
+def jpeg_ls(error):
+    return lambda stored, bits: imagecodecs.jpegls_encode(stored.view(np.uint16), level=error)
+
+
+def jpeg_2000(decibels):
+    return lambda stored, bits: imagecodecs.jpeg2k_encode(
+        stored, level=decibels, reversible=decibels == 0, codecformat="j2k", bitspersample=bits
+    )
+
+
+def high_throughput(stored, bits, **options):
+    return imagecodecs.htj2k_encode(stored, **{"reversible": True, **options})
+
+
+LOSSLESS = {
+    JPEGLossless: lossless_jpeg(6),
+    JPEGLosslessSV1: lossless_jpeg(1),
+    JPEGLSLossless: jpeg_ls(0),
+    JPEGLSNearLossless: jpeg_ls(0),
+    JPEG2000Lossless: jpeg_2000(0),
+    JPEG2000: jpeg_2000(0),
+    HTJ2KLossless: high_throughput,
+    HTJ2KLosslessRPCL: lambda stored, bits: high_throughput(stored, bits, tlm=True, tilepart=1),
+    HTJ2K: high_throughput,
+}
+LOSSY = {
+    JPEGExtended12Bit: jpeg,
+    JPEGLSNearLossless: jpeg_ls(3),
+    JPEG2000: jpeg_2000(60),
+    HTJ2K: lambda stored, bits: high_throughput(stored, bits, reversible=False, level=1e-3),
+}
+
+
+@pytest.fixture
+def noise():
+    """HU of a body with noise, over all of 12 bits, [3, 48, 40]."""
+    hu = np.random.default_rng(3).normal(40, 60, (3, 48, 40)).round().astype(np.int16)
+    hu[:, :4], hu[:, -4:] = -1024, 3071
+    return hu
+
+
+def with_frames(content, syntax, frames, **attributes):
+    """The file with these codestreams in place of its pixels."""
+    ds = pydicom.dcmread(io.BytesIO(content))
+    ds.PixelData = encapsulate(frames)
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    ds.file_meta.TransferSyntaxUID = syntax
+    for word, value in attributes.items():
+        setattr(ds, word, value)
+    sink = io.BytesIO()
+    ds.save_as(sink, enforce_file_format=True)
+    return sink.getvalue()
+
+
+def encoded(files, syntax, encode):
+    """Uncompressed files, each compressed into one frame."""
+    made = []
+    for content in files:
+        ds = pydicom.dcmread(io.BytesIO(content))
+        made.append(with_frames(content, syntax, [encode(ds.pixel_array, ds.BitsStored)]))
+    return made
+
+
+def frame_of(content):
+    ds = pydicom.dcmread(io.BytesIO(content))
+    return next(generate_frames(ds.PixelData, number_of_frames=1))
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+@pytest.mark.parametrize(("signed", "bits"), [(1, 16), (0, 16), (0, 12)])
+def test_a_lossless_codestream_gives_the_hu_that_went_into_it(ct, noise, syntax, signed, bits):
+    files = ct(noise, PixelRepresentation=signed, BitsStored=bits, HighBit=bits - 1)
+    compressed = encoded(files, syntax, LOSSLESS[syntax])
+    np.testing.assert_array_equal(read_series(compressed).volume.hu, noise)
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_the_sign_of_12_bits_is_the_headers(ct, noise, syntax):
+    twelve = noise.clip(-1024, 1000)
+    signed = {"PixelRepresentation": 1, "BitsStored": 12, "HighBit": 11, "RescaleIntercept": "0"}
+    files = ct(twelve, **signed)
+
+    def unsigned(stored, bits):  # as JPEG and JPEG-LS do, and some encoders of JPEG 2000
+        return LOSSLESS[syntax](stored.view(np.uint16) & 0x0FFF, bits)
+
+    np.testing.assert_array_equal(read_series(encoded(files, syntax, unsigned)).volume.hu, twelve)
+
+
+@pytest.mark.parametrize("syntax", LOSSY)
+def test_a_lossy_codestream_gives_what_pydicom_gives(ct, noise, syntax):
+    files = ct(noise.clip(-900, 2900), BitsStored=12, HighBit=11)  # loss leads out of no 12 bits
+    compressed = encoded(files, syntax, LOSSY[syntax])
+    theirs = [pixel_array(pydicom.dcmread(io.BytesIO(c)), raw=True) for c in compressed]
+    expected = np.clip(np.stack(theirs).astype(int) - 1024, -1024, None)
+    most = {JPEGExtended12Bit: 2, HTJ2K: 1}.get(syntax, 0)  # inverse transforms round otherwise
+    assert np.abs(read_series(compressed).volume.hu - expected).max() <= most
+
+
+def test_8_bit_jpeg_in_a_header_of_16_is_read(ct):
+    hu = np.tile(np.arange(0, 160, 4) - 100, (3, 48, 1))
+    files = ct(hu, BitsStored=8, HighBit=7, RescaleIntercept="-128")
+    compressed = encoded(files, JPEGBaseline8Bit, lambda stored, bits: jpeg8(stored))
+    assert np.abs(read_series(compressed).volume.hu - hu).max() <= 2
+
+
+def jpeg8(stored):
+    return imagecodecs.jpeg8_encode(stored.astype(np.uint8), level=98)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEG2000Lossless, HTJ2KLossless])
+def test_a_frame_in_several_fragments_is_put_together(ct, noise, syntax):
+    def in_three(content):
+        frame = frame_of(content)
+        return encapsulate([frame], fragments_per_frame=3, has_bot=False)
+
+    compressed = []
+    for content in encoded(ct(noise), syntax, LOSSLESS[syntax]):
+        ds = pydicom.dcmread(io.BytesIO(content))
+        ds.PixelData = in_three(content)
+        sink = io.BytesIO()
+        ds.save_as(sink)
+        compressed.append(sink.getvalue())
+    np.testing.assert_array_equal(read_series(compressed).volume.hu, noise)
+
+
+FRAMES = [b"first-\xff\xd9", b"the second-\xff\xd9", b"a third, longer-\xff\xd9"]
+
+
+@pytest.mark.parametrize("fragments", [1, 2])
+@pytest.mark.parametrize("table", ["none", "basic", "extended"])
+def test_frames_are_told_apart(fragments, table):
+    header = pydicom.Dataset()
+    content = encapsulate(FRAMES, fragments_per_frame=fragments, has_bot=table == "basic")
+    if table == "extended":
+        content, header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths = (
+            pydicom.encaps.encapsulate_extended(FRAMES)
+        )
+    stream = io.BytesIO(b"before" + content + b"\xfe\xff\xdd\xe0\0\0\0\0behind")
+    stream.seek(6)
+    places = frames_at(stream, header, 3)
+    for number in (2, 0, 1):
+        assert read_frame(stream, places[number]).rstrip(b"\0") == FRAMES[number]
+
+
+@pytest.mark.parametrize(
+    ("frames", "offsets"), [(2, None), (4, None), (3, [0, 16]), (3, [0, 15, 36]), (3, [0, 16, 99])]
+)
+def test_frames_that_are_not_as_announced_are_refused(frames, offsets):
+    header = pydicom.Dataset()
+    if offsets:
+        header.ExtendedOffsetTable = np.array(offsets, "<u8").tobytes()
+    stream = io.BytesIO(encapsulate(FRAMES, has_bot=False) + b"\xfe\xff\xdd\xe0\0\0\0\0")
+    with pytest.raises((ValueError, KeyError)):
+        frames_at(stream, header, frames)
+
+
+@pytest.mark.parametrize("syntax", [*LOSSLESS, JPEGExtended12Bit])
+def test_a_codestream_cut_short_is_refused(ct, noise, syntax):
+    encode = LOSSLESS.get(syntax, jpeg)
+    files = encoded(ct(noise, BitsStored=12, HighBit=11), syntax, encode)
+    for kept in (0.3, 0.9):
+        frame = frame_of(files[1])
+        cut = with_frames(files[1], syntax, [frame[: int(len(frame) * kept)]])
+        assert refusal([files[0], cut, files[2]]).reason == "unreadable"
+
+
+@pytest.mark.parametrize("syntax", [*LOSSLESS, JPEGExtended12Bit])
+def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(ct, noise, syntax):
+    encode = LOSSLESS.get(syntax, jpeg)
+    large = np.zeros((3000, 3000), np.uint16)  # 18 MB
+    files = encoded(ct(noise, BitsStored=12, HighBit=11), syntax, encode)
+    lying = with_frames(files[1], syntax, [encode(large, 12)])
+    tracemalloc.start()
+    error = refusal([files[0], lying, files[2]])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert error.reason == "unreadable"
+    assert (
+        "expected 48 x 40 x 1 numbers of 16 bits or fewer, found a codestream of 3000 x 3000"
+        in (error.detail)
+    )
+    assert peak < 4e6
+
+
+def test_a_codestream_in_colour_is_refused(ct, noise):
+    colours = np.zeros((48, 40, 3), np.uint8)
+    files = encoded(ct(noise), JPEGBaseline8Bit, lambda stored, bits: jpeg8(colours))
+    assert refusal(files).reason == "unreadable"
+
+
+def test_half_of_an_rle_frame_is_no_frame(ct, noise):
+    files = ct(noise, syntax=RLELossless)
+    frame = frame_of(files[1])
+    for broken in (frame[: len(frame) // 2], frame[:64], b"", frame[:70] + bytes(len(frame) - 70)):
+        files[1] = with_frames(files[1], RLELossless, [broken or b"\0"])
+        assert refusal(files).reason == "unreadable"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imagecodecs's
+def test_a_broken_htj2k_frame_is_refused(ct, noise):
+    files = encoded(ct(noise), HTJ2KLossless, high_throughput)
+    frame = bytearray(frame_of(files[1]))
+    middle = len(frame) // 2
+    frame[middle : middle + 400] = np.random.default_rng(0).bytes(400)
+    files[1] = with_frames(files[1], HTJ2KLossless, [bytes(frame)])
+    assert refusal(files).reason == "unreadable"
+
+
+@pytest.mark.parametrize("options", [{"tile": (16, 16)}, {"level": 1e-5, "reversible": False}])
+def test_what_openjph_is_not_trusted_with_goes_to_openjpeg(noise, options):
+    """Tiles, and steps of 24 bits: the codestream is sound, and is read."""
+    frame = high_throughput(noise[0], 16, **options)
+    values = decode(frame, HTJ2K, noise[0].shape, True, 16)
+    assert np.abs(values.astype(int) - noise[0]).max() <= (0 if "tile" in options else 1)
+
+
+def test_compressed_files_are_not_kept(ct, tmp_path):
+    hu = np.random.default_rng(0).integers(-500, 500, (40, 128, 128))  # does not compress
+    for number, content in enumerate(ct(hu, syntax=RLELossless)):
+        (tmp_path / f"{number:03d}").write_bytes(content)
+    files = sorted(tmp_path.iterdir())
+    read_series(files[:3])  # what is imported and cached at first
+    tracemalloc.start()
+    series = read_series(files)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(series.volume.hu, hu)
+    compressed = sum(path.stat().st_size for path in files)
+    assert compressed > 0.9 * series.volume.hu.nbytes
+    assert peak < series.volume.hu.nbytes + 0.7 * compressed  # headers are about 0.4 of that
+
+
+def odd_files(folder):
+    """Compressed images of one sample a pixel, up to 16 bits, as others wrote them."""
+    for path in sorted(Path(folder).rglob("*")):
+        try:
+            ds = pydicom.dcmread(path)
+            if ds.file_meta.TransferSyntaxUID.is_encapsulated and ds.SamplesPerPixel == 1:
+                yield path.name, ds, pixel_array(ds, index=0, raw=True)
+        except Exception:
+            continue  # not an image, or none that pydicom reads
+
+
+def same_as_pydicom(folder):
+    """Names of the images that were compared."""
+    names = []
+    for name, ds, expected in odd_files(folder):
+        if ds.BitsAllocated > 16:
+            continue
+        syntax, shape = ds.file_meta.TransferSyntaxUID, (ds.Rows, ds.Columns)
+        frame = next(generate_frames(ds.PixelData, number_of_frames=ds.get("NumberOfFrames", 1)))
+        if syntax == RLELossless and ds.BitsAllocated != 16:
+            continue
+        found = decode(frame, syntax, shape, ds.PixelRepresentation == 1, ds.BitsStored)
+        most = 1 if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) else 0
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= most, name
+        names.append(name)
+    return names
+
+
+def test_odd_files_of_pydicom_decode_as_pydicom_decodes_them():
+    names = same_as_pydicom(Path(pydicom.__file__).parent / "data" / "test_files")
+    assert {"J2K_pixelrep_mismatch.dcm", "693_J2KI.dcm", "MR_small_RLE.dcm"} <= set(names)
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
@@ -245,6 +538,19 @@ def test_a_fault_in_one_slice_has_its_reason(ct, steps, reason, word, value):
     assert refusal(ct(steps, changes=fault)).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [("geometry", "PixelSpacing"), ("rescale", "RescaleSlope"), ("not-ct", "Modality")],
+)
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_an_attribute_that_one_slice_lacks_is_missed(ct, steps, reason, word, at):
+    def lack(ds, number):
+        if number == at:
+            delattr(ds, word)
+
+    assert refusal(ct(steps, changes=lack)).reason == reason
+
+
 def test_a_tilted_gantry_is_refused_with_its_angle(ct, steps):
     def shear(ds, number):
         ds.ImagePositionPatient = ["-10", str(-20 - number * 2.5), str(100 + number * 2.5)]
@@ -319,6 +625,12 @@ def test_real_series(real_data, name, shape, spacing, padding, highest):
     assert (volume.hu.min(), volume.hu.max()) == (-1024, highest)
     assert np.unique(series.stored_padding).tolist() == [padding]
     assert 0.20 < volume.padding.mean() < 0.22  # all but the inscribed circle: 1 - pi / 4
+
+
+@pytest.mark.real
+def test_real_syntaxes_decode_as_pydicom_decodes_them(real_data):
+    folder = real_data / "robustness" / "cornerstone_transfer_syntaxes"
+    assert len(same_as_pydicom(folder)) >= 12
 
 
 @pytest.mark.real

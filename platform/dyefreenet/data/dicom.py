@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian, JPEGLSLossless, JPEGLSNearLossless
+from pydicom.tag import Tag
+from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian
 
-from dyefreenet.data.files import File, opened, read_header
+from dyefreenet.data.codecs import SYNTAXES, Fragments, decode, frames_at, read_frame
+from dyefreenet.data.files import File, Known, opened, read_header
 from dyefreenet.data.frames import MULTI_FRAME, frames_of
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import SeriesError
@@ -42,11 +42,11 @@ REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
+PLACE = {int(Tag(word)) for word in ("ImagePositionPatient", "InstanceNumber")}
 MODALITIES = (
     *("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "IO", "OT", "SC", "ES", "XC"),
     *("SR", "SEG", "REG", "PR", "KO", "DOC", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE", "FUSION"),
 )
-JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Series:
 
     Attributes:
         volume: HU and geometry.
-        headers: Each slice's data set without pixels, in the order of the volume.
+        headers: Each slice's data set without pixels, in the order of the volume. They share
+            elements, so these are to be replaced, never changed.
         paths: Where each slice came from, in the same order; "" where bytes were given.
         stored_padding: What the file stores where ``volume.padding`` is True, in C order, so that
             a derived series can write the same; empty where there is no padding.
@@ -71,14 +72,17 @@ class Series:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A slice's header, and where its uncompressed pixels begin."""
+    """A slice's header, and where its pixels begin."""
 
     file: File
     header: pydicom.Dataset  # of a multi-frame file: with this frame's attributes at the top
-    pixels_at: int | None  # byte of Pixel Data's own tag; None: compressed, pydicom decodes
+    pixels_at: int  # byte of Pixel Data's own tag
+    compressed: bool
     frame: int = 0  # within its file
     frames: int = 1
-    whole: dict[str, Any] = field(default_factory=dict)  # a compressed file, once it was read
+    alike: bool = False  # its header says what the one read before it says, but for its place
+    # of a compressed file, once it was looked at: where each frame lies
+    places: list[Fragments] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -107,44 +111,53 @@ def read_series(files: Sequence[File]) -> Series:
     """
     if not files:
         raise SeriesError("short", "0 files; a triplet needs at least 3 slices")
+    known = Known()
     slices = [
-        one for number, file in enumerate(files, start=1) for one in _open(file, number, len(files))
+        one
+        for number, file in enumerate(files, start=1)
+        for one in _open(file, number, len(files), known)
     ]
     for one in slices:
-        _require_ct(one)
+        if not one.alike:
+            _require_ct(one)
     images = [one for one in slices if not is_localizer(one.header)]
     notes = []
     if not images:
         raise SeriesError("localizer", f"{len(slices)} images, all of them scouts or projections")
     if len(images) < len(slices):
         notes.append(f"{len(slices) - len(images)} localizer images left out")
-    _require_one_series(images)
+    distinct = [one for one in images if not one.alike]  # the first image among them
+    _require_one_series(distinct)
 
-    row, column, normal = _orientation(images)
+    row, column, normal = _orientation(distinct)
     positions = np.array([_numbers(one, "ImagePositionPatient", 3) for one in images])  # [N, 3]
     order = np.argsort(positions @ normal, kind="stable")
     images, positions = [images[number] for number in order], positions[order]
+    shape = _shape(images)  # copies are decoded to be compared
     kept = _without_copies(images, positions @ normal)
     if len(kept) < len(images):
         notes.append(f"{len(images) - len(kept)} slices stored twice, one copy left out")
         images, positions = [images[number] for number in kept], positions[kept]
     step = slice_step(positions, normal)
 
-    shape = _shape(images)
+    shape = (len(images), *shape[1:])
     hu = np.empty(shape, np.int16)
-    padding = np.zeros(shape, np.bool_)
-    stored_padding = []
+    padding: NDArray[np.bool_] | None = None
+    stored_padding = [np.empty(0, np.int32)]
     for number, one in enumerate(images):
         stored = _stored(one)
-        hu[number], padding[number] = _rescaled(one, stored)
-        stored_padding.append(stored[padding[number]].astype(np.int32))
+        mask = _rescaled(one, stored, hu[number])
+        if mask is not None:
+            padding = np.zeros(shape, np.bool_) if padding is None else padding
+            padding[number] = mask
+            stored_padding.append(stored[mask].astype(np.int32))
     spacing_y, spacing_x = _numbers(images[0], "PixelSpacing", 2)
     volume = Volume(
         hu,
         spacing=(step, spacing_y, spacing_x),
         origin=(float(positions[0][0]), float(positions[0][1]), float(positions[0][2])),
         direction=np.stack([row, column, normal]),
-        padding=padding if padding.any() else None,
+        padding=padding,
     )
     return Series(
         volume,
@@ -208,17 +221,19 @@ def is_localizer(header: pydicom.Dataset) -> bool:
     return "LOCALIZER" in words or any("MIP" in word or "MINIP" in word for word in words)
 
 
-def _open(file: File, number: int, total: int) -> list[_Slice]:
+def _open(file: File, number: int, total: int, known: Known) -> list[_Slice]:
     """The slices of a file: one, or the frames of Enhanced CT."""
     try:
         with opened(file) as stream:
-            header, pixels_at, inflated = read_header(stream)
+            header, plain_at, inflated = read_header(stream, known=known)
+            pixels_at = stream.tell() if plain_at is None else plain_at
         frames = frames_of(header)
     except SeriesError as error:
         raise SeriesError(error.reason, f"file {number} of {total}: {error.detail}") from error
-    whole: dict[str, Any] = {}
+    alike = len(frames) == 1 and known.changed <= PLACE
+    places: list[Fragments] = []
     return [
-        _Slice(inflated or file, frame, pixels_at, at, len(frames), whole)
+        _Slice(inflated or file, frame, pixels_at, plain_at is None, at, len(frames), alike, places)
         for at, frame in enumerate(frames)
     ]
 
@@ -348,18 +363,14 @@ def _stored(one: _Slice) -> NDArray[np.generic]:
     header = one.header
     rows, columns = int(header.Rows), int(header.Columns)
     signed = header.PixelRepresentation == 1
-    if one.pixels_at is None:
-        return _decoded(one, rows, columns).astype(np.int16 if signed else np.uint16, copy=False)
+    if one.compressed:
+        return _decoded(one, (rows, columns), signed)
     big = header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     expected = rows * columns * 2
-    implicit, _ = header.original_encoding
     with opened(one.file) as stream:
-        stream.seek(one.pixels_at)
-        # tag, then VR, two reserved bytes and a length of four; implicit VR: tag and length
-        tag = stream.read(8 if implicit else 12)
-        found = tag[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+        tag = _to_pixels(one, stream)
         stream.seek(one.frame * expected, 1)
-        content = stream.read(expected) if found else b""
+        content = stream.read(expected) if tag else b""
     if len(content) < expected:
         raise SeriesError(
             "unreadable",
@@ -370,41 +381,49 @@ def _stored(one: _Slice) -> NDArray[np.generic]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _decoded(one: _Slice, rows: int, columns: int) -> NDArray[np.generic]:
-    syntax = UID(one.header.file_meta.TransferSyntaxUID)
+def _to_pixels(one: _Slice, stream: BinaryIO) -> bytes:
+    """Go to the value of Pixel Data; what stands before it, or b"" where there is none."""
+    stream.seek(one.pixels_at)
+    implicit, _ = one.header.original_encoding
+    # tag, then VR, two reserved bytes and a length of four; implicit VR: tag and length
+    tag = stream.read(8 if implicit else 12)
+    return tag if tag[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") else b""
+
+
+def _decoded(one: _Slice, shape: tuple[int, int], signed: bool) -> NDArray[np.generic]:
+    syntax = one.header.file_meta.TransferSyntaxUID
     try:
-        usable = get_decoder(syntax).is_available
-    except NotImplementedError:
-        usable = False
-    if not usable:
-        raise SeriesError("syntax", f"{one.name}: no decoder is installed for {syntax.name}")
-    try:
-        if "file" not in one.whole:
-            with opened(one.file) as stream:
-                one.whole["file"] = pydicom.dcmread(stream, force=True)
-        whole = one.whole["file"]
-        # pyjpegls is three times as fast as pydicom's first choice
-        plugin = "pyjpegls" if syntax in JPEG_LS else ""
-        values = pixel_array(whole, index=one.frame, raw=True, decoding_plugin=plugin)
+        if syntax not in SYNTAXES:
+            raise ImportError("none is known")
+        with opened(one.file) as stream:
+            if not _to_pixels(one, stream).endswith(b"\xff\xff\xff\xff"):  # PS3.5 A.4
+                raise ValueError("no Pixel Data of undefined length")
+            if not one.places:
+                one.places.extend(frames_at(stream, one.header, one.frames))
+            frame = read_frame(stream, one.places[one.frame])
+        return decode(frame, syntax, shape, signed, int(one.header.BitsStored))
+    except ImportError as error:
+        raise SeriesError(
+            "syntax", f"{one.name}: no decoder is installed for {syntax.name}"
+        ) from error
+    except SeriesError as error:
+        raise SeriesError(error.reason, f"{one.name}: {error.detail}") from error
     except Exception as error:  # each codec raises its own kinds
         raise SeriesError(
             "unreadable", f"{one.name}: {syntax.name} does not decode ({type(error).__name__})"
         ) from error
-    if one.frames == 1:
-        one.whole.clear()  # a series of 500 compressed files is not kept in memory
-    if values.shape != (rows, columns) or values.dtype.kind not in "iu":
-        raise SeriesError(
-            "pixels",
-            f"{one.name}: expected {rows} x {columns} whole numbers, found {values.dtype} "
-            f"{values.shape}",
-        )
-    return values
 
 
-def _rescaled(
-    one: _Slice, stored: NDArray[np.generic]
-) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
-    """Stored values [H, W] to HU and the mask of padding (PS3.3 C.7.5.1.1.2, C.11.1.1.2)."""
+def _rescaled(one: _Slice, stored: NDArray[Any], hu: NDArray[np.int16]) -> NDArray[np.bool_] | None:
+    """Stored values to HU and the mask of padding (PS3.3 C.7.5.1.1.2, C.11.1.1.2).
+
+    Args:
+        stored: int16 or uint16, [H, W].
+        hu: Where HU are written, [H, W].
+
+    Returns:
+        True where the slice holds padding, [H, W]; None where it holds none.
+    """
     header = one.header
     slope, intercept = _rescale(one)
     padding = _declared_padding(header, stored)  # before bits are cut, which would alter it
@@ -415,46 +434,38 @@ def _rescaled(
             f"{one.name}: expected Bits Stored up to 16 and High Bit one less, found {bits} and "
             f"{header.get('HighBit')}",
         )
-    if bits < 16:  # bits above may hold an overlay; the shift back carries the sign
-        stored = (stored << (16 - bits)) >> (16 - bits)  # type: ignore[operator]
-    if slope == 1.0 and intercept.is_integer():
-        shifted = _shifted(stored, int(intercept), padding)
-        if shifted is not None:
-            return shifted, padding
-        hu = stored.astype(np.int32) + int(intercept)
-    else:
-        hu = np.rint(stored.astype(np.float64) * slope + intercept)
-    padding |= hu < FILL_HU
-    hu[padding] = AIR_HU
-    highest = float(hu.max())
-    if highest > np.iinfo(np.int16).max:
-        raise SeriesError("rescale", f"{one.name}: {highest:.0f} HU; 16 bits hold up to 32767")
-    return np.maximum(hu, AIR_HU).astype(np.int16), padding
-
-
-def _shifted(
-    stored: NDArray[Any], intercept: int, padding: NDArray[np.bool_]
-) -> NDArray[np.int16] | None:
-    """Stored values plus a whole number, in 16 bits all the way; a third of the time of 32.
-
-    Args:
-        padding: What the header declares; fill that it does not declare is added.
-
-    Returns:
-        HU, [H, W]; None where 16 bits do not hold what stands between.
-    """
     low, high = int(stored.min()), int(stored.max())
-    air, fill = AIR_HU - intercept, FILL_HU - intercept  # as they would be stored
-    limits = np.iinfo(stored.dtype)
-    if not (limits.min <= air <= limits.max and high + intercept <= np.iinfo(np.int16).max):
-        return None
-    if low < fill:  # so fill is a number that these bits hold
-        padding |= stored < stored.dtype.type(fill)
-    if padding.any():
-        stored = np.where(padding, stored.dtype.type(air), stored)
-    if low < air:
-        stored = np.maximum(stored, stored.dtype.type(air))
-    return (stored.view(np.uint16) + np.uint16(intercept & 0xFFFF)).view(np.int16)
+    least = -(1 << (bits - 1)) if stored.dtype.kind == "i" else 0
+    if low < least or high >= least + (1 << bits):
+        # bits above may hold an overlay; the shift back carries the sign
+        stored = (stored << (16 - bits)) >> (16 - bits)
+        low, high = int(stored.min()), int(stored.max())
+    # In 16 bits all the way where these hold every HU: a third of the time of 32.
+    values: NDArray[Any]
+    if slope == 1 and intercept.is_integer():
+        low, high = low + int(intercept), high + int(intercept)
+        if low >= -0x8000 and high <= 0x7FFF:
+            values = hu
+            shift = np.uint16(int(intercept) & 0xFFFF)
+            np.add(stored.view(np.uint16), shift, out=hu.view(np.uint16))
+        else:
+            values = stored.astype(np.int32) + int(intercept)
+    else:
+        values = np.rint(stored.astype(np.float64) * slope + intercept)
+        low = int(values.min())
+    if low < FILL_HU:
+        fill = values < FILL_HU
+        padding = fill if padding is None else padding | fill
+    if padding is not None:
+        values[padding] = AIR_HU
+    if values is not hu:
+        highest = float(values.max())
+        if highest > np.iinfo(np.int16).max:
+            raise SeriesError("rescale", f"{one.name}: {highest:.0f} HU; 16 bits hold up to 32767")
+    if low < AIR_HU or values is not hu:
+        air = np.full(hu.shape[1], AIR_HU, np.int16)  # numpy takes five times as long with a number
+        np.maximum(values, air, out=hu, casting="unsafe")
+    return padding
 
 
 def _rescale(one: _Slice) -> tuple[float, float]:
@@ -469,18 +480,23 @@ def _rescale(one: _Slice) -> tuple[float, float]:
     return slope, intercept
 
 
-def _declared_padding(header: pydicom.Dataset, stored: NDArray[np.generic]) -> NDArray[np.bool_]:
+def _declared_padding(header: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Where a slice holds Pixel Padding Value (0028,0120), up to its Range Limit (0028,0121)."""
     value = header.get("PixelPaddingValue")
     if value is None:
-        return np.zeros(stored.shape, np.bool_)
+        return None
     limit = header.get("PixelPaddingRangeLimit", value)
     # Written with the wrong sign often enough (63536 for -2000): the 16 bits are what counts.
     ends = np.array([int(value) & 0xFFFF, int(limit) & 0xFFFF], np.uint16).view(stored.dtype)
     if ends[0] == ends[1]:
-        return np.asarray(stored == ends[0])
-    return np.asarray((stored >= ends.min()) & (stored <= ends.max()))
+        found = stored == ends[0]
+    else:
+        found = (stored >= ends.min()) & (stored <= ends.max())
+    return found if found.any() else None
 
 
 def _hu_of(one: _Slice) -> NDArray[np.int16]:
-    return _rescaled(one, _stored(one))[0]
+    stored = _stored(one)
+    hu = np.empty(stored.shape, np.int16)
+    _rescaled(one, stored, hu)
+    return hu
