@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -137,7 +137,7 @@ def read_frame(stream: BinaryIO, fragments: Fragments) -> bytes:
 
 
 def decode(
-    frame: bytes, syntax: UID, shape: tuple[int, int], signed: bool, bits: int
+    frame: bytes, syntax: UID, signed: bool, bits: int, room: NDArray[np.int16]
 ) -> NDArray[np.generic]:
     """Stored values of a codestream, int16 or uint16 [H, W], as pydicom's raw decode gives them.
 
@@ -145,9 +145,9 @@ def decode(
 
     Args:
         syntax: One of ``SYNTAXES``.
-        shape: Rows and columns of the file's header.
         signed: Pixel Representation.
         bits: Bits Stored; of RLE and JPEG, bits above are cut.
+        room: Rows x Columns of the file's header, overwritten; the values lie in it if they can.
 
     Raises:
         SeriesError: "unreadable" if the codestream is of another size; "pixels" if it decodes to
@@ -157,36 +157,38 @@ def decode(
     """
     wavelet = syntax in JPEG_2000 or syntax in HIGH_THROUGHPUT
     if syntax == RLELossless:
-        values = _run_lengths(frame, shape)
+        values = _run_lengths(frame, room)
     else:
-        if wavelet:
-            frame = frame[
-                frame.index(CODESTREAM) :
-            ]  # without the boxes of a JP2 file, which some write
+        if wavelet:  # without the boxes of a JP2 file, which some write
+            frame = frame[frame.index(CODESTREAM) :]
         declared = _of_jpeg_2000(frame) if wavelet else _of_jpeg(frame)
-        if declared[:3] != (*shape, 1) or declared.bits > 16:
+        if declared[:3] != (*room.shape, 1) or declared.bits > 16:
             raise SeriesError(
                 "unreadable",
-                f"expected {shape[0]} x {shape[1]} x 1 numbers of 16 bits or fewer, found a "
-                f"codestream of {declared.rows} x {declared.columns} x {declared.samples} of "
-                f"{declared.bits} bits",
+                f"expected {room.shape[0]} x {room.shape[1]} x 1 numbers of 16 bits or fewer, "
+                f"found a codestream of {declared.rows} x {declared.columns} x {declared.samples} "
+                f"of {declared.bits} bits",
             )
         # Decoders fill what is missing from a codestream cut short, and do not say so.
         if END not in frame[-PADDING:]:
             raise ValueError("no end of the codestream")
-        values = _image(frame, syntax, declared)
+        values = _image(frame, syntax, declared, room)
         # What pydicom does, each in its way: where a sign has to be found, and above Bits Stored.
         if wavelet:
             bits = 16 if declared.signed == signed else declared.bits
         elif syntax in JPEG_LS:
             bits = declared.bits if signed else 16
-    if values.shape != shape or values.dtype.kind not in "iu":
+    if values.shape != room.shape or values.dtype.kind not in "iu":
         raise SeriesError(
             "pixels",
-            f"expected {shape[0]} x {shape[1]} whole numbers, found {values.dtype} {values.shape}",
+            f"expected {room.shape[0]} x {room.shape[1]} whole numbers, found {values.dtype} "
+            f"{values.shape}",
         )
     kind = "i" if signed else "u"
-    stored = values.view(f"{kind}{values.itemsize}").astype(f"{kind}2", copy=False)
+    stored = values.view(f"{kind}{values.itemsize}")
+    if values.itemsize == 1:
+        room[:] = stored
+        stored = room.view(f"{kind}2")
     if 0 < bits < 16 and signed:  # the shift back carries the sign
         stored <<= 16 - bits
         stored >>= 16 - bits
@@ -195,26 +197,29 @@ def decode(
     return stored
 
 
-def _image(frame: bytes, syntax: UID, declared: Declared) -> NDArray[np.generic]:
+def _image(
+    frame: bytes, syntax: UID, declared: Declared, room: NDArray[np.int16]
+) -> NDArray[np.generic]:
+    out = room.view(np.int16 if declared.signed else np.uint16) if declared.bits > 8 else None
     if syntax in JPEG:
-        return imagecodecs.jpeg8_decode(frame)  # libjpeg-turbo, lossless and 12 bits included
+        return imagecodecs.jpeg8_decode(frame, out=out)  # also lossless, also 12 bits
     if syntax in JPEG_LS:
-        return imagecodecs.jpegls_decode(frame)
+        return imagecodecs.jpegls_decode(frame, out=out)
     if syntax in HIGH_THROUGHPUT and _is_plain(frame, declared):
-        return _high_throughput(frame)
-    return imagecodecs.jpeg2k_decode(frame)
+        return _high_throughput(frame, out)
+    return imagecodecs.jpeg2k_decode(frame, out=out)
 
 
-def _high_throughput(frame: bytes) -> NDArray[np.generic]:
+def _high_throughput(frame: bytes, out: NDArray[Any] | None) -> NDArray[np.generic]:
     """Decoded by OpenJPH in half of OpenJPEG's time.
 
     imagecodecs 2026.3.6 prints an error amid the image and passes over it: the rows from there on
     are 0. Where the last one is, OpenJPEG is asked too; lossy images may differ by rounding.
     """
     try:
-        values = imagecodecs.htj2k_decode(frame)
+        values = imagecodecs.htj2k_decode(frame, out=out)
     except (AttributeError, ImportError):  # imagecodecs for Python 3.10 has none
-        return imagecodecs.jpeg2k_decode(frame)
+        return imagecodecs.jpeg2k_decode(frame, out=out)
     if not values[-1].any():
         other = imagecodecs.jpeg2k_decode(frame)
         if other.shape != values.shape or np.abs(other.astype(int) - values).max() > 1:
@@ -276,13 +281,12 @@ def _is_one_tile(frame: bytes, at: int) -> bool:
     return False
 
 
-def _run_lengths(frame: bytes, shape: tuple[int, int]) -> NDArray[np.generic]:
+def _run_lengths(frame: bytes, room: NDArray[np.int16]) -> NDArray[np.generic]:
     """RLE Lossless (PS3.5 annex G) of 16 bits, high bytes and low bytes apart."""
-    values = np.empty(shape, "<u2")
-    decoded = imagecodecs.dicomrle_decode(frame, "<u2", out=values.data.cast("B"))
-    if len(decoded) != values.nbytes:
-        raise ValueError(f"expected {values.nbytes} bytes, found {len(decoded)}")
-    return values
+    decoded = imagecodecs.dicomrle_decode(frame, "<u2", out=room.data.cast("B"))
+    if len(decoded) != room.nbytes:
+        raise ValueError(f"expected {room.nbytes} bytes, found {len(decoded)}")
+    return room
 
 
 def _of_jpeg(frame: bytes) -> Declared:

@@ -7,6 +7,7 @@ frame; sizes are checked before pixels are decoded.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -145,12 +146,11 @@ def read_series(files: Sequence[File]) -> Series:
     padding: NDArray[np.bool_] | None = None
     stored_padding = [np.empty(0, np.int32)]
     for number, one in enumerate(images):
-        stored = _stored(one)
-        mask = _rescaled(one, stored, hu[number])
-        if mask is not None:
+        padded = _rescaled(one, _stored(one, hu[number]), hu[number])
+        if padded is not None:
             padding = np.zeros(shape, np.bool_) if padding is None else padding
-            padding[number] = mask
-            stored_padding.append(stored[mask].astype(np.int32))
+            padding[number] = padded[0]
+            stored_padding.append(padded[1])
     spacing_y, spacing_x = _numbers(images[0], "PixelSpacing", 2)
     volume = Volume(
         hu,
@@ -358,27 +358,28 @@ def _numbers(one: _Slice, word: str, count: int) -> list[float]:
 # ---- pixels --------------------------------------------------------------------------------------
 
 
-def _stored(one: _Slice) -> NDArray[np.generic]:
-    """Stored values before rescale, int16 or uint16 [H, W], bits above Bits Stored as found."""
-    header = one.header
-    rows, columns = int(header.Rows), int(header.Columns)
-    signed = header.PixelRepresentation == 1
+def _stored(one: _Slice, room: NDArray[np.int16]) -> NDArray[np.generic]:
+    """Stored values before rescale, int16 or uint16 [H, W], bits above Bits Stored as found.
+
+    Args:
+        room: Overwritten, [H, W]; the values lie in it if they can.
+    """
+    signed = one.header.PixelRepresentation == 1
     if one.compressed:
-        return _decoded(one, (rows, columns), signed)
-    big = header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
-    expected = rows * columns * 2
+        return _decoded(one, signed, room)
     with opened(one.file) as stream:
         tag = _to_pixels(one, stream)
-        stream.seek(one.frame * expected, 1)
-        content = stream.read(expected) if tag else b""
-    if len(content) < expected:
+        stream.seek(one.frame * room.nbytes, 1)
+        found = stream.readinto(room.data.cast("B")) if tag else 0  # type: ignore[attr-defined]
+    if found < room.nbytes:
         raise SeriesError(
             "unreadable",
-            f"{one.name}: expected {expected} bytes of Pixel Data, found {len(content)}",
+            f"{one.name}: expected {room.nbytes} bytes of Pixel Data, found {found}",
         )
-    order = ">" if big else "<"
-    values = np.frombuffer(content, f"{order}{'i' if signed else 'u'}2").reshape(rows, columns)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    big = one.header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    if big != (sys.byteorder == "big"):
+        room.byteswap(inplace=True)
+    return room if signed else room.view(np.uint16)
 
 
 def _to_pixels(one: _Slice, stream: BinaryIO) -> bytes:
@@ -390,7 +391,7 @@ def _to_pixels(one: _Slice, stream: BinaryIO) -> bytes:
     return tag if tag[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") else b""
 
 
-def _decoded(one: _Slice, shape: tuple[int, int], signed: bool) -> NDArray[np.generic]:
+def _decoded(one: _Slice, signed: bool, room: NDArray[np.int16]) -> NDArray[np.generic]:
     syntax = one.header.file_meta.TransferSyntaxUID
     try:
         if syntax not in SYNTAXES:
@@ -401,7 +402,7 @@ def _decoded(one: _Slice, shape: tuple[int, int], signed: bool) -> NDArray[np.ge
             if not one.places:
                 one.places.extend(frames_at(stream, one.header, one.frames))
             frame = read_frame(stream, one.places[one.frame])
-        return decode(frame, syntax, shape, signed, int(one.header.BitsStored))
+        return decode(frame, syntax, signed, int(one.header.BitsStored), room)
     except ImportError as error:
         raise SeriesError(
             "syntax", f"{one.name}: no decoder is installed for {syntax.name}"
@@ -414,15 +415,17 @@ def _decoded(one: _Slice, shape: tuple[int, int], signed: bool) -> NDArray[np.ge
         ) from error
 
 
-def _rescaled(one: _Slice, stored: NDArray[Any], hu: NDArray[np.int16]) -> NDArray[np.bool_] | None:
+def _rescaled(
+    one: _Slice, stored: NDArray[Any], hu: NDArray[np.int16]
+) -> tuple[NDArray[np.bool_], NDArray[np.int32]] | None:
     """Stored values to HU and the mask of padding (PS3.3 C.7.5.1.1.2, C.11.1.1.2).
 
     Args:
         stored: int16 or uint16, [H, W].
-        hu: Where HU are written, [H, W].
+        hu: Where HU are written, [H, W]; ``stored`` may lie there.
 
     Returns:
-        True where the slice holds padding, [H, W]; None where it holds none.
+        True where the slice holds padding, [H, W], and what it stores there; None if it holds none.
     """
     header = one.header
     slope, intercept = _rescale(one)
@@ -434,38 +437,42 @@ def _rescaled(one: _Slice, stored: NDArray[Any], hu: NDArray[np.int16]) -> NDArr
             f"{one.name}: expected Bits Stored up to 16 and High Bit one less, found {bits} and "
             f"{header.get('HighBit')}",
         )
+    values = stored
     low, high = int(stored.min()), int(stored.max())
     least = -(1 << (bits - 1)) if stored.dtype.kind == "i" else 0
     if low < least or high >= least + (1 << bits):
         # bits above may hold an overlay; the shift back carries the sign
-        stored = (stored << (16 - bits)) >> (16 - bits)
-        low, high = int(stored.min()), int(stored.max())
+        values = (stored << (16 - bits)) >> (16 - bits)
+        low, high = int(values.min()), int(values.max())
     # In 16 bits all the way where these hold every HU: a third of the time of 32.
-    values: NDArray[Any]
+    fill: float = FILL_HU
     if slope == 1 and intercept.is_integer():
-        low, high = low + int(intercept), high + int(intercept)
-        if low >= -0x8000 and high <= 0x7FFF:
-            values = hu
-            shift = np.uint16(int(intercept) & 0xFFFF)
-            np.add(stored.view(np.uint16), shift, out=hu.view(np.uint16))
+        shift = int(intercept)
+        low, high = low + shift, high + shift
+        short = low >= -0x8000 and high <= 0x7FFF
+        if short:
+            fill = FILL_HU - shift  # as stored
         else:
-            values = stored.astype(np.int32) + int(intercept)
+            values = values.astype(np.int32) + shift
     else:
-        values = np.rint(stored.astype(np.float64) * slope + intercept)
+        short = False
+        values = np.rint(values.astype(np.float64) * slope + intercept)
         low = int(values.min())
     if low < FILL_HU:
-        fill = values < FILL_HU
-        padding = fill if padding is None else padding | fill
+        filled = values < fill
+        padding = filled if padding is None else padding | filled
+    kept = None if padding is None else stored[padding].astype(np.int32)
+    if short:
+        np.add(values.view(np.uint16), np.uint16(shift & 0xFFFF), out=hu.view(np.uint16))
+        values = hu
     if padding is not None:
         values[padding] = AIR_HU
-    if values is not hu:
-        highest = float(values.max())
-        if highest > np.iinfo(np.int16).max:
-            raise SeriesError("rescale", f"{one.name}: {highest:.0f} HU; 16 bits hold up to 32767")
-    if low < AIR_HU or values is not hu:
+    if not short and float(values.max()) > np.iinfo(np.int16).max:
+        raise SeriesError("rescale", f"{one.name}: {values.max():.0f} HU; 16 bits hold up to 32767")
+    if low < AIR_HU or not short:
         air = np.full(hu.shape[1], AIR_HU, np.int16)  # numpy takes five times as long with a number
         np.maximum(values, air, out=hu, casting="unsafe")
-    return padding
+    return None if padding is None or kept is None else (padding, kept)
 
 
 def _rescale(one: _Slice) -> tuple[float, float]:
@@ -496,7 +503,6 @@ def _declared_padding(header: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[
 
 
 def _hu_of(one: _Slice) -> NDArray[np.int16]:
-    stored = _stored(one)
-    hu = np.empty(stored.shape, np.int16)
-    _rescaled(one, stored, hu)
+    hu = np.empty((int(one.header.Rows), int(one.header.Columns)), np.int16)
+    _rescaled(one, _stored(one, hu), hu)
     return hu
