@@ -34,7 +34,7 @@ demo: $(STAMP) ## the whole cascade on made-up CT, from DICOM to the report page
 test: $(STAMP) ## the tests; each one that is skipped is named with its reason
 	@$(BIN)/python -m pytest -rs $(ARGS)
 
-soak: $(STAMP) ## the long proofs: kill -9 at random moments, 100,000 mutated headers
+soak: $(STAMP) ## the long proofs: kill -9 at random moments, 10,000 series, 100,000 mutated headers
 	@$(BIN)/python -m pytest -rs -m soak tests/soak $(ARGS)
 	@DYEFREENET_FUZZ=100000 $(BIN)/python -m pytest -rs --timeout 3600 tests/data/test_hostile.py -k mutated
 

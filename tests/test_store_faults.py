@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import botocore.session
 import numpy as np
 import pytest
 from fault_proxy import FaultProxy
@@ -122,6 +123,14 @@ def test_a_flipped_bit_is_read_once_more_and_then_refused(folder, proxy, name):
     proxy.always = "flip"
     found, seconds = outcome(call, folder)
     assert isinstance(found, DyeFreeNetError) and seconds < 6
+
+
+@pytest.mark.parametrize("flips", [1, 3])
+def test_a_flipped_bit_of_what_another_wrote_is_seen_by_its_etag(folder, proxy, direct, flips):
+    client = botocore.session.Session().create_client("s3")
+    client.put_object(Bucket="scans", Key="foreign", Body=CONTENT)
+    proxy.faults.extend(["flip"] * flips)
+    assert Folder("s3://scans").read("foreign") == CONTENT
 
 
 def test_a_digest_of_ones_own_needs_no_help_from_the_store(folder, proxy):

@@ -12,8 +12,9 @@ import errno
 import hashlib
 import os
 import random
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -70,6 +71,8 @@ _HINTS = {
     "NoSuchBucket": "make the bucket, or name another",
 }
 
+_MD5 = re.compile("[0-9a-f]{32}")
+
 T = TypeVar("T")
 
 
@@ -82,6 +85,9 @@ class Bucket:
 
     def get(self, name: str, first: int | None = None) -> tuple[bytes, str]:
         """Content of an object, and the SHA-256 that ``put`` left with it ("": another wrote it).
+
+        What another wrote is checked by its ETag, where that is an MD5: not of an upload in parts,
+        nor of one that was encrypted with a key of its own.
 
         Args:
             first: Bytes wanted from the beginning; None: all.
@@ -102,7 +108,15 @@ class Bucket:
             expected = answer["ContentLength"]
             if len(content) != expected:
                 raise IncompleteReadError(actual_bytes=len(content), expected_bytes=expected)
-            return content, answer["Metadata"].get("sha256", "")
+            sha256, etag = answer["Metadata"].get("sha256", ""), answer["ETag"].strip('"')
+            has_key = answer.get("SSECustomerAlgorithm") or "kms" in answer.get(
+                "ServerSideEncryption", ""
+            )
+            if first is None and not sha256 and not has_key and _MD5.fullmatch(etag):
+                found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                if found != etag:
+                    raise FlexibleChecksumError(error_msg="other bytes than the ETag tells of")
+            return content, sha256
 
         return _answer(read)
 
@@ -151,14 +165,12 @@ class Bucket:
             below = self._ask("list_objects_v2", Prefix=f"{key}/", MaxKeys=1)
             return bool(below.get("Contents"))
 
-    def stamps(self) -> dict[str, str]:
+    def entries(self) -> Iterator[tuple[str, str]]:
         """Names of all objects below, and for each what changes with its content."""
         start = f"{self.prefix}/" if self.prefix else ""
-        return {
-            entry["Key"].removeprefix(start): f"{entry['Size']}-{entry['ETag']}"
-            for entry in self._entries(start)
-            if not entry["Key"].endswith("/")
-        }
+        for entry in self._listed(start):
+            if not entry["Key"].endswith("/"):
+                yield entry["Key"].removeprefix(start), f"{entry['Size']}-{entry['ETag']}"
 
     def remove(self, name: str) -> None:
         self._ask("delete_object", Key=self._key(name))
@@ -166,7 +178,7 @@ class Bucket:
     def clear(self) -> None:
         """Remove all objects below."""
         start = f"{self.prefix}/" if self.prefix else ""
-        keys = [entry["Key"] for entry in self._entries(start)]
+        keys = [entry["Key"] for entry in self._listed(start)]
         for at in range(0, len(keys), 1000):  # as many as one request takes
             objects = [{"Key": key} for key in keys[at : at + 1000]]
             answer = self._ask("delete_objects", Delete={"Objects": objects, "Quiet": True})
@@ -176,14 +188,13 @@ class Bucket:
     def _key(self, name: str) -> str:
         return "/".join(filter(None, (self.prefix, name)))
 
-    def _entries(self, start: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    def _listed(self, start: str) -> Iterator[dict[str, Any]]:
         after: dict[str, str] = {}
         while True:
             page = self._ask("list_objects_v2", Prefix=start, **after)
-            found += page.get("Contents", [])
+            yield from page.get("Contents", [])
             if not page.get("IsTruncated"):
-                return found
+                return
             after = {"ContinuationToken": page["NextContinuationToken"]}
 
     def _ask(self, operation: str, **values: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dyefreenet.config import IngestConfig, Recipe
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, ResourceError
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
-from dyefreenet.store import Folder, salt_of
+from dyefreenet.store import MANIFEST, Folder, fingerprint, salt_of
 
 SHIPPED = "shipped"  # the run that comes with the package
 
@@ -280,10 +280,13 @@ def _ingest(options: argparse.Namespace) -> None:
         raise ConfigError("ingest: expected both -i ARCHIVE and -o FOLDER, found one of them")
     from dyefreenet import runtime
     from dyefreenet.data.ingest import ingest
+    from dyefreenet.report import write_quality
 
     recipe, _ = _open(options)
     target = Folder(options.output)
     progress = Progress()
+    target.require_writable()
+    target.remove(MANIFEST)  # until the end, what lies there is half-made
     runtime.connect(options.verbose)
     facts = ingest(
         recipe.ingest,
@@ -293,8 +296,11 @@ def _ingest(options: argparse.Namespace) -> None:
         target=target,
         salt=salt_of(target),
         train=False,
-        report=lambda done, total: progress.tick("ingest", done, total, "series"),
+        report=lambda unit, done, total: progress.tick("ingest", done, total, unit),
     )
+    page = write_quality(target)
+    config = {name: getattr(recipe, name).model_dump(mode="json") for name in ("ingest", "grid")}
+    target.publish(fingerprint(config, {}), config, **facts)
     if options.json:
         print(json.dumps(facts, indent=1))
         return
@@ -306,7 +312,7 @@ def _ingest(options: argparse.Namespace) -> None:
         print(f"  {count} refused: {reason}")
     for why, count in facts["skipped_files"].items():
         print(f"  {count} files passed over: {why}")
-    print(f"every refused series and why: {target}/excluded.parquet")
+    print(f"every refused series and why: {target}/excluded.parquet\npictures: {page}")
 
 
 def _pairs(options: argparse.Namespace) -> None:

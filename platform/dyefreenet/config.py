@@ -73,6 +73,7 @@ class IngestConfig(Frozen):
     phases_csv: str | None = None  # what headers do not say; None: phases.csv of each archive
     phase: Phase = "arterial"  # the contrast phase that is learnt
     keep: tuple[Phase, ...] = ("arterial", "portal", "delayed")  # phases that become shards
+    image_check: bool = True  # look at the blood: for a phase, and whether headers tell the truth
     registration: Literal["off", "rigid", "deformable"] = "off"  # contrast onto plain (D8)
     validation: Share = 0.15  # of patients
     test: Share = 0.2  # of patients

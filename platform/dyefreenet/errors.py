@@ -47,7 +47,8 @@ Reason = Literal[
     "geometry",  # position, orientation or spacing missing or impossible
     "tilt",  # the gantry leans, or slices are sheared: no block of right angles
     "limit",  # larger than any CT, or packed tighter: not opened
-    "has-contrast",  # plain CT was asked for and contrast was given
+    "has-contrast",  # plain CT was asked for; headers or image show contrast
+    "no-contrast",  # headers speak of contrast, and the image shows none, or another phase
     "phase-unknown",  # no rule told the contrast phase
     "phase-ambiguous",  # several series of one study claim the same phase
     "no-partner",  # a pair needs this patient's other phase

@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, every: float = 10.0) -> None:
         self.every = every
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[tuple[str, str], Line] = {}  # by step and unit
         self._lock = threading.Lock()
 
     def say(self, step: str, text: str) -> None:
@@ -29,21 +29,29 @@ class Progress:
             print(f"{step:<16} {text}", file=sys.stderr, flush=True)
 
     def tick(self, step: str, done: int, total: int, unit: str, note: str = "") -> None:
-        """Work done so far; printed when enough time has passed."""
+        """Work done so far; printed when enough time has passed.
+
+        Args:
+            total: 0: not known yet.
+            unit: Of what is counted; a step may count one thing after the other.
+        """
         with self._lock:
-            line = self._lines.setdefault(step, Line())
+            line = self._lines.setdefault((step, unit), Line())
             now = time.monotonic()
             if now - max(line.printed, line.began) < self.every or not done:
                 return
             line.printed = now
             rate = done / (now - line.began)
-            left = (total - done) / rate if rate else 0.0
-            text = f"{done}/{total} {unit}, {rate:.1f}/s, {duration(left)} left"
+            text = f"{done} {unit}, {rate:.1f}/s"
+            if total:
+                left = duration((total - done) / rate)
+                text = f"{done}/{total} {unit}, {rate:.1f}/s, {left} left"
         self.say(step, f"{text}{', ' + note if note else ''}")
 
     def end(self, step: str, text: str) -> None:
         with self._lock:
-            self._lines.pop(step, None)
+            for name in [name for name in self._lines if name[0] == step]:
+                del self._lines[name]
         self.say(step, text)
 
 

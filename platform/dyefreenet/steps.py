@@ -21,6 +21,7 @@ from dyefreenet.data.phantom import write_one
 from dyefreenet.evaluate.score import evaluate as evaluate_run
 from dyefreenet.plan import TRAINED, Planned
 from dyefreenet.progress import Progress
+from dyefreenet.report import write_quality
 from dyefreenet.runtime import Resources, Share
 from dyefreenet.stages import launch
 from dyefreenet.store import Folder, salt_of
@@ -93,7 +94,7 @@ def ingest(context: Context, planned: Planned) -> dict[str, Any]:
     if recipe.phantom is not None:
         paired.append(run / "phantom" / "dicom")
         truth = run / "phantom" / "truth"
-    return ingest_archives(
+    facts = ingest_archives(
         recipe.ingest,
         recipe.grid,
         paired=paired,
@@ -101,8 +102,10 @@ def ingest(context: Context, planned: Planned) -> dict[str, Any]:
         target=run / "ingest",
         truth=truth,
         salt=salt_of(run.parent) if recipe.ingest.paired or recipe.ingest.plain else "",
-        report=lambda done, total: context.progress.tick("ingest", done, total, "series"),
+        report=lambda unit, done, total: context.progress.tick("ingest", done, total, unit),
     )
+    write_quality(run / "ingest")
+    return facts
 
 
 def train(context: Context, planned: Planned) -> dict[str, Any]:

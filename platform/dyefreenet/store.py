@@ -135,13 +135,15 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of all files below, sorted, relative to the folder."""
-        with _in_one_line(self.uri):
-            return sorted(self._place().stamps())
+        return sorted(name for name, _ in self.entries())
 
-    def stamps(self) -> dict[str, str]:
-        """Names of all files below, and for each what changes with its content: size and time."""
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """Names of all files below as the storage lists them, and for each its stamp.
+
+        A stamp changes with the content: it is made of size and time, or of the store's own tag.
+        """
         with _in_one_line(self.uri):
-            return dict(sorted(self._place().stamps().items()))
+            yield from self._place().entries()
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -240,21 +242,19 @@ class _Disk:
     def exists(self, name: str) -> bool:
         return (self.root / name).exists()
 
-    def stamps(self) -> dict[str, str]:
+    def entries(self) -> Iterator[tuple[str, str]]:
         def refuse(error: OSError) -> None:
             if error.filename != str(self.root):  # of an archive, a folder left out in silence
                 raise OSError(error.errno, f"{error.strerror}, of a folder below")
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise error
 
-        found = {}
         for folder, below, files in os.walk(self.root, onerror=refuse):
             links = [name for name in below if os.path.islink(os.path.join(folder, name))]
             place = Path(folder).relative_to(self.root)
             for name in (*files, *links):
                 about = os.lstat(os.path.join(folder, name))
-                found[(place / name).as_posix()] = f"{about.st_size}-{about.st_mtime}"
-        return found
+                yield (place / name).as_posix(), f"{about.st_size}-{about.st_mtime}"
 
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
@@ -296,17 +296,16 @@ class _Other:
         fs, root = self._fs()
         return bool(fs.exists(f"{root}/{name}" if name else root))
 
-    def stamps(self) -> dict[str, str]:
+    def entries(self) -> Iterator[tuple[str, str]]:
         fs, root = self._fs()
         try:
             found = fs.find(root, detail=True)
         except FileNotFoundError:
-            return {}
+            return
         words = ("size", "ETag", "etag", "mtime", "LastModified", "created")
-        return {
-            path.removeprefix(f"{root}/"): "-".join(str(info.get(word, "")) for word in words)
-            for path, info in found.items()
-        }
+        for path, info in found.items():
+            stamp = "-".join(str(info.get(word, "")) for word in words)
+            yield path.removeprefix(f"{root}/"), stamp
 
     def remove(self, name: str) -> None:
         fs, root = self._fs()

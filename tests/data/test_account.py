@@ -6,9 +6,14 @@ import csv
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dyefreenet.cli import main
+from dyefreenet.config import GridConfig, IngestConfig, PhantomConfig
+from dyefreenet.data.ingest import ingest
+from dyefreenet.data.phantom.patients import make_patient
+from dyefreenet.store import Folder
 
 
 @pytest.fixture
@@ -54,3 +59,62 @@ def test_pairs_are_told_reviewed_and_fed_back(capsys, studies, tmp_path):
     assert main([*words, "--phases", str(review), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"series": 6, "pairs": {"arterial": 2, "portal": 1}, "refused": {"ignored": 1}}
+
+
+@pytest.mark.slow
+def test_the_image_tells_a_phase_where_headers_are_silent_and_contradicts_where_they_lie(
+    write_ct, tmp_path
+):
+    """One made-up patient under four names, whose series say nothing, the truth, or the reverse."""
+    config = PhantomConfig(
+        matrix=(192,), slices=48, slice_mm=(4.0, 4.0), middle_mm=(330.0, 330.0), motion_mm=(0, 0)
+    )
+    phases = make_patient(config, 1).phases
+    said = {
+        "silent": {"plain": "ABD 3.0", "arterial": "ABD 3.0"},
+        "true": {"plain": "NATIV", "arterial": "ART"},
+        "swapped": {"plain": "ART", "arterial": "NATIV"},
+        "both plain": {"plain": "NATIV", "arterial": "NATIV"},
+    }
+    for number, (patient, words) in enumerate(said.items()):
+        for phase, description in words.items():
+            volume = phases[phase]
+            write_ct(
+                tmp_path / "archive" / patient / phase,
+                volume.hu,
+                step=volume.spacing[0],
+                PixelSpacing=[f"{step:.4f}" for step in volume.spacing[1:]],
+                SeriesInstanceUID=f"1.5.{number}.{len(phase)}",
+                StudyInstanceUID=f"1.6.{number}",
+                PatientID=patient,
+                SeriesDescription=description,
+                PixelRepresentation=1,
+            )
+
+    def account(target, **changes):
+        facts = ingest(
+            IngestConfig(**changes),
+            GridConfig(size=192),
+            paired=[Folder(str(tmp_path / "archive"))],
+            target=Folder(str(tmp_path / target)),
+            train=False,
+        )
+        books = {
+            name: pq.read_table(tmp_path / target / f"{name}.parquet").to_pylist()
+            for name in ("pairs", "excluded")
+        }
+        return facts, books
+
+    facts, books = account("out")
+    assert facts["pairs"] == {"arterial": 2}
+    told = sorted(row["phase_told_by"] for row in books["pairs"])
+    assert told[1] == "series description" and "HU" in told[0]
+    reasons = sorted(row["reason"] for row in books["excluded"])
+    # Swapped: each image shows the other's phase. Both plain: no pair, and one is fit for SSL.
+    assert reasons == ["has-contrast"] * 3 and facts["ssl_series"] == 1
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "phases").iterdir()}
+    assert len(before) == 2
+    account("out")
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # nobody looks twice
+    facts, _ = account("trusting", image_check=False)
+    assert facts["pairs"] == {"arterial": 2} and facts["refused"]["phase-unknown"] == 2

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from dyefreenet.config import PhantomConfig
-from dyefreenet.data.blood import BloodPool, blood_pool, contradiction, phase_in_image
+from dyefreenet.data.blood import (
+    BloodPool,
+    blood_pool,
+    contradiction,
+    phase_in_image,
+    phase_of_pool,
+)
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.images import read_image
 from dyefreenet.data.phantom import make_patient
@@ -134,6 +140,12 @@ def test_what_is_no_trunk_says_nothing():
         volume = Volume(np.repeat(image[None].astype(np.int16), Z, axis=0), (3.0, 2.0, 2.0))
         assert phase_in_image(volume)[0] is None
     assert phase_in_image(Volume(np.zeros((3, 2, 2), np.int16), (0.5, 0.5, 0.5)))[0] is None
+
+
+def test_a_small_dark_pool_proves_nothing():
+    assert phase_of_pool(BloodPool(50.0, 20.0, 90.0, trunk_mm=90.0))[0] == "plain"
+    assert phase_of_pool(BloodPool(50.0, 0.4, 90.0, trunk_mm=90.0))[0] is None
+    assert phase_of_pool(BloodPool(50.0, 20.0, 90.0, stray_hu=250.0, trunk_mm=90.0))[0] is None
 
 
 def test_contradictions_are_told_with_their_figure():

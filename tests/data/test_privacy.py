@@ -14,6 +14,7 @@ from dyefreenet.cli import main
 from dyefreenet.config import GridConfig, IngestConfig
 from dyefreenet.data.ingest import ingest
 from dyefreenet.errors import DyeFreeNetError
+from dyefreenet.report import write_quality
 from dyefreenet.store import Folder
 
 MARK = "CANARY"
@@ -101,6 +102,7 @@ def test_no_word_of_a_header_is_written_or_said(ct, tmp_path, capfd, caplog):
         train=False,
     )
     assert facts["used"] == 2 and facts["series"] == 2 * len(FAULTS)
+    assert write_quality(Folder(str(out))) == str(out / "quality.html")
     assert main(["pairs", "-i", str(root)]) == 0
     with pytest.raises(DyeFreeNetError) as caught:
         ingest(

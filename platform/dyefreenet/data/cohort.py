@@ -1,7 +1,8 @@
 """Which series belong together: contrast phase, pairs, and the split by patient. No images.
 
 A phase is told, in this order, by ``phases.csv``, by the contrast agent and the seconds since it
-was given, and by the words of the series description. Where these disagree or say nothing there is
+was given, by the words of the series description, and where all of these say nothing by what the
+image showed somebody who looked (``blood.py``). Where two disagree or none says anything there is
 no phase: a wrong one would teach the networks to invent contrast.
 """
 
@@ -107,15 +108,29 @@ def evidence(row: SeriesRow) -> tuple[Phase | None, str]:
         named = words - {"contrast"}
         if not timed and len(named) == 1 and "plain" not in named:
             return cast(Phase, named.pop()), "series description, and a contrast agent"
+        if not timed and not named and row.seen not in ("", "plain"):
+            return cast(Phase, row.seen), f"a contrast agent, and {row.seen_by}"
         told = f", scanned after {seconds:.0f} s" if timed else ""
-        return None, f"a contrast agent was given{told}; the description says {_listed(words)}"
+        why = f"a contrast agent was given{told}; the description says {_listed(words)}"
+        return None, f"{why}; {row.seen_by}" if row.seen_by else why
     if _NLST.match(row.description) or row.trial == "NLST":
         return "plain", "NLST protocol"
     if len(words) == 1 and "contrast" not in words:
         return cast(Phase, next(iter(words))), "series description"
     if len(words) == 2 and "contrast" in words and "plain" not in words:
         return cast(Phase, (words - {"contrast"}).pop()), "series description"
-    return None, f"no contrast agent in the header; the description says {_listed(words)}"
+    if row.seen:
+        return cast(Phase, row.seen), row.seen_by
+    why = f"no contrast agent in the header; the description says {_listed(words)}"
+    return None, f"{why}; {row.seen_by}" if row.seen_by else why
+
+
+def silent(row: SeriesRow) -> bool:
+    """Whether no header says anything of a phase, so that the image is the last thing to ask."""
+    if row.declared or evidence(row)[0] is not None or unusable(row) is not None:
+        return False
+    timed = _has_agent(row) and _phase_at(_seconds_since(row.contrast_start, row.acquired))
+    return not timed and not phases_in_words(row.description) - {"contrast"}
 
 
 def phases_in_words(description: str) -> set[str]:

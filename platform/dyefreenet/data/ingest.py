@@ -1,85 +1,42 @@
 """Archives to shards: scan, pair, split, and a job for each pair. RAY.
 
 ``prepare`` does all that happens to one pair and knows no Ray; it runs in a process of its own
-(``guard``), so that a file which crashes a decoder costs its pair alone. ``ingest`` hands pairs out
-to the cluster, where each task writes its own shards, and keeps the books:
+(``guard``), so that a file which crashes a decoder costs its pair alone. ``ingest`` spreads headers
+and then pairs over the cluster, where each task writes its own shards, and keeps the books:
 
     shards/*.parquet    slabs of slices (``shards.py``)
+    looks/*.jpg         a small picture of each pair and plain series (``look.py``)
+    phases/*.json       what the image showed of series whose headers do not tell their phase
     jobs/*.json         what became of each pair, written after its shards: done once, not again
-    slabs.json          one record a shard: what a training schedule needs, and its SHA-256
-    pairs.parquet       one row a pair, with its split and the figures of its registration
-    plain.parquet       one row a plain series without partner, for SSL
-    excluded.parquet    one row a series that is not used, with reason and detail
 
-Everything in them names series and patients by hash alone.
+and what ``books.py`` lists. Everything in them names series and patients by hash alone.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import cache
+from dataclasses import asdict, replace
+from functools import cache, partial
 from itertools import islice
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, TypeVar
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
 from dyefreenet.data.archive import SeriesRow, Survey, survey
-from dyefreenet.data.cohort import Refused, evidence, pair, plain_only, split_of
+from dyefreenet.data.books import FAILED, SSL, Books
+from dyefreenet.data.cohort import Refused, evidence, pair, plain_only, silent, split_of
 from dyefreenet.data.guard import Failed, Guard
-from dyefreenet.data.prepare import Job, prepared
+from dyefreenet.data.prepare import Job, prepared, seen_phase
 from dyefreenet.data.shards import SlabRecord
 from dyefreenet.errors import DyeFreeNetError, InputError, SeriesError
 from dyefreenet.store import Folder, code_version, fingerprint
 
-SSL = "ssl"  # the split of plain series that have no contrast partner
-FAILED = "failed"  # in place of a reason: the work broke off, and the next run tries again
-WAVE = 512  # jobs handed to the cluster at once, so that memory does not grow with the archive
-
-_SERIES_FIELDS = [
-    ("key", pa.string()),
-    ("patient", pa.string()),
-    ("slices", pa.int32()),
-    ("spacing_z", pa.float64()),  # mm, of the plain series before it is brought onto the grid
-    ("spacing_y", pa.float64()),
-    ("spacing_x", pa.float64()),
-    ("thickness", pa.float64()),  # mm
-    ("kernel", pa.string()),
-    ("source", pa.string()),  # "phantom" or "real"
-]
-PLAIN_SCHEMA = pa.schema(_SERIES_FIELDS)
-PAIRS_SCHEMA = pa.schema(
-    [
-        *_SERIES_FIELDS,
-        ("split", pa.string()),
-        ("phase", pa.string()),
-        ("contrast_key", pa.string()),
-        ("contrast_thickness", pa.float64()),
-        ("contrast_kernel", pa.string()),
-        ("registration", pa.string()),
-        ("body_dice", pa.float64()),
-        ("bone_edge_mm", pa.float64()),
-        ("mutual_information", pa.float64()),  # nats
-        ("mutual_information_gain", pa.float64()),
-        ("min_jacobian", pa.float64()),
-        ("max_shift_mm", pa.float64()),
-    ]
-)
-EXCLUDED_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("patient", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+WAVE = 512  # tasks handed to the cluster at once, so that memory does not grow with the archive
+Report = Callable[[str, int, int], None]
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 def ingest(
@@ -92,14 +49,14 @@ def ingest(
     truth: Folder | None = None,
     salt: str = "",
     train: bool = True,
-    report: Callable[[int, int], None] | None = None,
+    report: Report = lambda unit, done, total: None,
 ) -> dict[str, Any]:
     """Fill ``target`` with the shards and books of the given archives.
 
     What an earlier run did stays as it is, if files and settings are the same; so a run that was
     killed goes on, and one over a grown archive does what is new. The same archives give the same
-    bytes, however often a run was broken off. With Ray started, pairs are made on the cluster, one
-    CPU each; without it, here one after the other.
+    bytes, however often a run was broken off. With Ray started, headers are read and pairs are made
+    on the cluster, one CPU a task; without it, here one after the other.
 
     Args:
         paired: Archives with plain and contrast series. Their plain series without partner go to
@@ -110,17 +67,78 @@ def ingest(
         truth: ``{key}.nii.gz`` label maps on the grid of plain series, of a phantom.
         salt: Goes into every hash of a series or patient.
         train: Pairs of ``config.phase`` in every split are needed; else any usable series will do.
-        report: Called with the number of pairs and series done, and of all.
+        report: Called with what is counted ("files", "phases", "series"), how many are done, and
+            of how many; 0: not known yet.
 
     Returns:
-        Counts for the manifest: every series found is in exactly one of used, refused by reason,
-        and failed; and the digests of the books.
+        The account, which ``account.json`` keeps: every series found is in exactly one of used,
+        refused by reason, and failed; and the digests of the books.
 
     Raises:
         InputError: No archive, nothing usable, or what ``train`` needs is not there.
     """
-    surveys = [survey(folder, salt, config.phases_csv) for folder in paired]
+    look = partial(
+        survey,
+        salt=salt,
+        phases=config.phases_csv,
+        spread=spread,
+        seen=lambda count: report("files", count, 0),
+    )
+    surveys, more = [look(folder) for folder in paired], [look(folder) for folder in plain]
     rows = _once(surveys)
+    if config.image_check:
+        rows = list(_with_seen_phases(rows, config, target, report))
+    jobs, refused = _jobs(config, paired, rows, _once(more), train)
+
+    books = Books()
+    for one in refused:
+        books.refuse(one.row, one.reason, one.detail)
+    by_name = {job.name: job for job in jobs}
+    make = partial(make_and_write, config=config, grid=grid, target=target, truth=truth)
+    marks = {job.name: _mark(config, grid, (job.plain, job.contrast), job.split) for job in jobs}
+    outcomes = _recorded(
+        target / "jobs", marks, lambda names: spread(make, (by_name[name] for name in names))
+    )
+    for done, (name, outcome) in enumerate(outcomes, start=1):
+        job = by_name[name]
+        if "reason" in outcome:
+            for row in filter(None, (job.plain, job.contrast)):
+                books.refuse(row, outcome["reason"], outcome["detail"])
+        else:
+            books.use(outcome, job.split)
+        report("series", done, len(jobs))
+
+    if not books.used or (train and not books.pairs[config.phase]):
+        raise InputError(_all_refused(books.excluded.values()))
+    if train:
+        _require_splits(config, books.patients)
+    files = books.write(target)
+    _sweep_up(target, books.shards(), set(by_name), {row.key for row in rows})
+    reasons = books.reasons()
+    skipped = sum((one.skipped for one in [*surveys, *more]), Counter[str]())
+    account = {
+        "series": len({row.key for one in [*surveys, *more] for row in one.rows}),
+        "used": len(books.used),
+        "failed": reasons.pop(FAILED, 0),
+        "refused": dict(sorted(reasons.items())),
+        "pairs": dict(sorted(books.pairs.items())),
+        "patients": dict(sorted(Counter(books.patients.values()).items())),
+        "slices": dict(sorted(books.slices.items())),
+        "ssl_series": books.plain,
+        "skipped_files": dict(sorted(skipped.items())),
+    }
+    files["account.json"] = target.write_json("account.json", account)
+    return account | {"files": files}
+
+
+def _jobs(
+    config: IngestConfig,
+    paired: Sequence[Folder],
+    rows: list[SeriesRow],
+    more: list[SeriesRow],
+    train: bool,
+) -> tuple[list[Job], list[Refused]]:
+    """What to make of the series: pairs, and plain series for SSL; and those of no use."""
     pairs, refused = pair(rows, config.keep)
     learnt = [one for one in pairs if one.phase == config.phase]
     if train and not learnt:
@@ -134,9 +152,8 @@ def ingest(
 
     lone = [one.row for one in refused if one.reason == "no-partner"]
     lone = [row for row in lone if evidence(row)[0] == "plain"]
-    more = [survey(folder, salt, config.phases_csv) for folder in plain]
-    extra, refused_plain = plain_only(_once(more))
-    used = {job.plain.key for job in jobs} | {job.contrast.key for job in jobs if job.contrast}
+    extra, refused_plain = plain_only(more)
+    used = {row.key for one in pairs for row in (one.plain, one.contrast)}
     for row in {row.key: row for row in [*lone, *extra] if row.key not in used}.values():
         if splits.get(row.patient, "train") == "train":
             jobs.append(Job(row, None, config.phase, SSL))
@@ -144,91 +161,28 @@ def ingest(
             refused_plain.append(
                 Refused(row, "held-out", f"its patient has a pair in {splits[row.patient]}")
             )
-    kept = {job.plain.key for job in jobs}
-    excluded = [
-        _excluded(one.row, one.reason, one.detail)
-        for one in [*refused, *refused_plain]
-        if one.row.key not in kept and one.row.key not in used
-    ]
-
-    books: list[dict[str, Any]] = []
-    slabs: list[dict[str, Any]] = []
-    by_name = {job.name: job for job in jobs}
-    for done, outcome in enumerate(_outcomes(jobs, config, grid, target, truth), start=1):
-        job = by_name[outcome["name"]]
-        if "reason" in outcome:
-            for row in filter(None, (job.plain, job.contrast)):
-                excluded.append(_excluded(row, outcome["reason"], outcome["detail"]))
-        else:
-            books.append(outcome["row"] | {"split": job.split})
-            slabs += outcome["slabs"]
-        if report is not None:
-            report(done, len(jobs))
-
-    books.sort(key=lambda row: (row["key"], row.get("phase", "")))
-    pair_rows = [row for row in books if row["split"] != SSL]
-    plain_rows = [row for row in books if row["split"] == SSL]
-    if not books or (train and not any(row["phase"] == config.phase for row in pair_rows)):
-        raise InputError(_all_refused(excluded))
-    if train:
-        _require_splits(
-            config,
-            {row["patient"]: row["split"] for row in pair_rows if row["phase"] == config.phase},
-        )
-    taken = {row["key"] for row in books} | {row["contrast_key"] for row in pair_rows}
-    # A plain series whose portal partner failed may still have its arterial one.
-    excluded = [row for row in excluded if row["key"] not in taken]
-    excluded = list({row["key"]: row for row in excluded}.values())
-    excluded.sort(key=lambda row: (row["key"], row["reason"]))
-    slabs.sort(key=lambda slab: slab["path"])
-    files = {
-        "pairs.parquet": target.write("pairs.parquet", _table(pair_rows, PAIRS_SCHEMA)),
-        "plain.parquet": target.write("plain.parquet", _table(plain_rows, PLAIN_SCHEMA)),
-        "excluded.parquet": target.write("excluded.parquet", _table(excluded, EXCLUDED_SCHEMA)),
-        "slabs.json": target.write_json("slabs.json", slabs),
-    }
-    _sweep_up(target, {slab["path"] for slab in slabs}, set(by_name))
-    slices: Counter[str] = Counter()
-    for slab in slabs:
-        slices[slab["split"]] += slab["slices"]
-    patients = {row["patient"]: row["split"] for row in pair_rows}
-    reasons = Counter(row["reason"] for row in excluded)
-    failed = reasons.pop(FAILED, 0)
-    return {
-        "series": len({row.key for one in [*surveys, *more] for row in one.rows}),
-        "used": len(taken),
-        "refused": dict(sorted(reasons.items())),
-        "failed": failed,
-        "pairs": dict(sorted(Counter(row["phase"] for row in pair_rows).items())),
-        "patients": dict(sorted(Counter(patients.values()).items())),
-        "slices": dict(sorted(slices.items())),
-        "ssl_series": len(plain_rows),
-        "skipped_files": dict(
-            sorted(Counter(why for one in [*surveys, *more] for _, why in one.skipped).items())
-        ),
-        "files": files,
-    }
+    planned = {job.plain.key for job in jobs} | used
+    return jobs, [one for one in [*refused, *refused_plain] if one.row.key not in planned]
 
 
 def make_and_write(
     job: Job, config: IngestConfig, grid: GridConfig, target: Folder, truth: Folder | None
-) -> dict[str, Any]:
-    """One job done: its shards lie in ``target``, then its record does, which comes back.
+) -> tuple[str, dict[str, Any]]:
+    """One job done: its shards lie in ``target``, then its record does. Its name and its outcome.
 
-    A refusal is a result like any other, with reason and detail. A failure is told and not
+    A refusal is an outcome like any other, with reason and detail. A failure is told and not
     recorded: the next run tries again.
     """
-    told: dict[str, Any] = {"name": job.name}
     guard = _guard(config.memory_gib, config.seconds)
     try:
         made, contents = guard.run(prepared, job, config, grid, truth)
     except SeriesError as refusal:
-        told |= {"reason": refusal.reason, "detail": refusal.detail}
+        outcome: dict[str, Any] = {"reason": refusal.reason, "detail": refusal.detail}
     except Failed as failure:
-        return told | {"reason": FAILED, "detail": str(failure)}
+        return job.name, {"reason": FAILED, "detail": str(failure)}
     else:
         slabs = []
-        for (name, slices), content in zip(made["files"], contents, strict=True):
+        for (name, slices), content in zip(made["files"], contents[1:], strict=True):
             sha256 = target.write(f"shards/{name}", content)
             record = SlabRecord(
                 f"shards/{name}",
@@ -240,10 +194,45 @@ def make_and_write(
                 sha256,
             )
             slabs.append(asdict(record))
-        told |= {"row": made["row"], "slabs": slabs}
-    mark = _mark(job, config, grid)
-    target.write_json(f"jobs/{job.name}.json", {"mark": mark, "outcome": told})
-    return told
+        target.write(f"looks/{job.name}.jpg", contents[0])
+        outcome = {"row": made["row"], "slabs": slabs, "look": made["look"]}
+    mark = _mark(config, grid, (job.plain, job.contrast), job.split)
+    target.write_json(f"jobs/{job.name}.json", {"mark": mark, "outcome": outcome})
+    return job.name, outcome
+
+
+def look_and_write(
+    row: SeriesRow, config: IngestConfig, target: Folder
+) -> tuple[str, dict[str, Any]]:
+    """What the image of a series tells of its phase; recorded, unless it could not be looked at."""
+    guard = _guard(config.memory_gib, config.seconds)
+    try:
+        outcome, _ = guard.run(seen_phase, row)
+    except SeriesError as refusal:
+        outcome = {"phase": "", "told_by": f"its image is no help ({refusal.reason})"}
+    except Failed as failure:
+        return row.key, {"phase": "", "told_by": f"its image could not be looked at: {failure}"}
+    target.write_json(f"phases/{row.key}.json", {"mark": _mark_of_look(row), "outcome": outcome})
+    return row.key, outcome
+
+
+def _with_seen_phases(
+    rows: list[SeriesRow], config: IngestConfig, target: Folder, report: Report
+) -> Iterator[SeriesRow]:
+    """The rows, with what the image shows of those whose headers say nothing."""
+    asked = {row.key: row for row in rows if silent(row)}
+    look = partial(look_and_write, config=config, target=target)
+    marks = {key: _mark_of_look(row) for key, row in asked.items()}
+    found = {}
+    outcomes = _recorded(
+        target / "phases", marks, lambda keys: spread(look, (asked[key] for key in keys))
+    )
+    for key, outcome in outcomes:
+        found[key] = outcome
+        report("phases", len(found), len(asked))
+    for row in rows:
+        seen = found.get(row.key)
+        yield row if seen is None else replace(row, seen=seen["phase"], seen_by=seen["told_by"])
 
 
 @cache
@@ -252,40 +241,53 @@ def _guard(memory_gib: float, seconds: float) -> Guard:
     return Guard(memory_gib, seconds)
 
 
-def _mark(job: Job, config: IngestConfig, grid: GridConfig) -> str:
+def _mark(
+    config: IngestConfig, grid: GridConfig, rows: Iterable[SeriesRow | None], split: str
+) -> str:
     """What a job's outcome follows from: another mark, and it is done again."""
     asked = config.model_dump(mode="json", exclude={"paired", "plain", "seconds", "memory_gib"})
-    stamps = [row.stamp for row in (job.plain, job.contrast) if row is not None]
     return fingerprint(
-        {"ingest": asked, "grid": grid.model_dump(mode="json"), "split": job.split},
-        {"code": code_version(), "series": " ".join(stamps)},
+        {"ingest": asked, "grid": grid.model_dump(mode="json"), "split": split},
+        {"code": code_version(), "series": " ".join(row.stamp for row in rows if row is not None)},
     )
 
 
-def _outcomes(
-    jobs: Sequence[Job],
-    config: IngestConfig,
-    grid: GridConfig,
-    target: Folder,
-    truth: Folder | None,
-) -> Iterator[dict[str, Any]]:
-    """The outcome of every job, those first that an earlier run left, then as they come."""
-    there = {name for name in target.names() if name.startswith("jobs/")}
-    found = [job for job in jobs if f"jobs/{job.name}.json" in there]
-    with ThreadPoolExecutor(16) as pool:
-        records = pool.map(lambda job: target.read_json(f"jobs/{job.name}.json"), found)
-        done = set()
-        for job, record in zip(found, records, strict=True):
-            if record["mark"] == _mark(job, config, grid):
-                done.add(job.name)
-                yield record["outcome"]
-    todo = [job for job in jobs if job.name not in done]
+def _mark_of_look(row: SeriesRow) -> str:
+    return fingerprint({}, {"code": code_version(), "series": row.stamp})
 
+
+def _recorded(
+    folder: Folder,
+    marks: dict[str, str],
+    do: Callable[[Iterable[str]], Iterable[tuple[str, dict[str, Any]]]],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and outcome of each task: first those that an earlier run left, then what ``do`` gives.
+
+    Args:
+        marks: What the outcome of each task follows from.
+    """
+    there = {name.removesuffix(".json") for name in folder.names()}
+    found = [name for name in marks if name in there]
+    done = set()
+    with ThreadPoolExecutor(16) as pool:
+        records = pool.map(lambda name: folder.read_json(f"{name}.json"), found)
+        for name, record in zip(found, records, strict=True):
+            if record["mark"] == marks[name]:
+                done.add(name)
+                yield name, record["outcome"]
+    yield from do(name for name in marks if name not in done)
+
+
+def spread(work: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+    """``map`` over the cluster, in any order, a CPU for each item; without Ray, here.
+
+    Raises:
+        DyeFreeNetError: The first that ``work`` raises.
+    """
     import ray  # here, so that a laptop reads an archive without it
 
     if not ray.is_initialized():
-        for job in todo:
-            yield make_and_write(job, config, grid, target, truth)
+        yield from map(work, items)
         return
 
     import ray.data
@@ -294,31 +296,35 @@ def _outcomes(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
-    def task(item: dict[str, Any]) -> dict[str, str]:
-        job = pickle.loads(item["job"])  # our own bytes, from a few lines below
-        try:
-            return {"outcome": json.dumps(make_and_write(job, config, grid, target, truth))}
+    def task(row: dict[str, Any]) -> dict[str, bytes]:
+        try:  # pickles of our own, from a few lines below and above
+            return {"answer": pickle.dumps(work(pickle.loads(row["item"])))}
         except DyeFreeNetError as error:  # a full disk, no credentials: no fault of the series
-            return {"outcome": json.dumps({"error": str(error)})}
+            return {"answer": pickle.dumps(error)}
 
-    waiting = iter(todo)
+    waiting = iter(items)
     while wave := list(islice(waiting, WAVE)):
-        items = [{"job": pickle.dumps(job)} for job in wave]
-        # A block a job, so that a task is one series and memory holds no more series than CPUs.
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(task, num_cpus=1)
+        rows = [{"item": pickle.dumps(item)} for item in wave]
+        # A block an item, so that memory holds no more series than the cluster has CPUs.
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, num_cpus=1)
         for row in dataset.iter_rows():
-            outcome = json.loads(row["outcome"])
-            if "error" in outcome:
-                raise InputError(outcome["error"])
-            yield outcome
+            answer = pickle.loads(row["answer"])
+            if isinstance(answer, DyeFreeNetError):
+                raise answer
+            yield answer
 
 
-def _sweep_up(target: Folder, shards: set[str], jobs: set[str]) -> None:
+def _sweep_up(target: Folder, shards: set[str], jobs: set[str], keys: set[str]) -> None:
     """Remove what earlier runs made of series that are gone or are used in another way."""
-    wanted = shards | {f"jobs/{name}.json" for name in jobs}
-    for name in target.names():
-        if name.startswith(("shards/", "jobs/")) and name not in wanted:
-            target.remove(name)
+    wanted = {
+        "shards": {name.removeprefix("shards/") for name in shards},
+        "looks": {f"{name}.jpg" for name in jobs},
+        "jobs": {f"{name}.json" for name in jobs},
+        "phases": {f"{key}.json" for key in keys},
+    }
+    for folder, names in wanted.items():
+        for name in set((target / folder).names()) - names:
+            (target / folder).remove(name)
 
 
 def _once(surveys: Sequence[Survey]) -> list[SeriesRow]:
@@ -359,19 +365,9 @@ def _no_pairs(
     )
 
 
-def _all_refused(excluded: list[dict[str, str]]) -> str:
-    first = next((row for row in excluded if row["reason"] != "no-partner"), excluded[0])
+def _all_refused(excluded: Iterable[dict[str, str]]) -> str:
+    told = sorted(excluded, key=lambda one: (one["reason"] == "no-partner", one["key"]))
     return (
-        f"ingest: expected pairs that can be read, found none: {len(excluded)} series refused, for "
-        f"instance {first['key']}, {first['reason']}: {first['detail']}"
+        f"ingest: expected pairs that can be read, found none: {len(told)} series refused, for "
+        f"instance {told[0]['key']}, {told[0]['reason']}: {told[0]['detail']}"
     )
-
-
-def _excluded(row: SeriesRow, reason: str, detail: str) -> dict[str, str]:
-    return {"key": row.key, "patient": row.patient, "reason": reason, "detail": detail}
-
-
-def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
-    return sink.getvalue()

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
-from dyefreenet.data.align import BODY_HU, register
+from dyefreenet.data.align import BODY_HU, gate, register
 from dyefreenet.data.archive import SeriesRow, is_phantom
-from dyefreenet.data.cohort import known_kernel
+from dyefreenet.data.blood import phase_in_image
+from dyefreenet.data.cohort import evidence, known_kernel
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.files import fetch
 from dyefreenet.data.images import read_image_at, read_labels
+from dyefreenet.data.look import look
 from dyefreenet.data.shards import write_slabs
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import SeriesError
@@ -45,6 +47,8 @@ class Made:
 
     files: list[tuple[str, int, bytes]]  # name, core slices, content
     row: dict[str, Any]
+    picture: bytes
+    histograms: dict[str, list[int] | None]
 
 
 # ---- one pair ------------------------------------------------------------------------------------
@@ -60,13 +64,22 @@ def make_shards(
     that contrast agent removes tissue.
 
     Raises:
-        SeriesError: One of the two cannot be used.
+        SeriesError: One of the two cannot be used, or they fit too poorly for the job's split.
     """
     plain = read_row(job.plain)
     contrast: Volume | None = None
-    qc: dict[str, float] = {}
+    before: Volume | None = None
+    qc: dict[str, Any] = {}
     if job.contrast is not None:
-        contrast, qc = register(read_row(job.contrast), plain, config.registration)
+        before = read_row(job.contrast)
+    if config.image_check:
+        _require_phases(job, plain, before)
+    if before is not None:
+        contrast, figures = register(before, plain, config.registration)
+        use, why = gate(figures)
+        if use != "train" and job.split == "train":
+            raise SeriesError("registration", f"fits well enough to be scored, not learnt: {why}")
+        qc = figures | {"gate": use}
     labels = None
     if truth is not None and truth.exists(f"{job.plain.key}.nii.gz"):
         labels = _truth(truth, job.plain.key, plain)
@@ -107,7 +120,7 @@ def make_shards(
         phase=job.phase,
         slab=config.slab,
     )
-    return Made(files, _book(job, config, plain, len(hu), qc))
+    return Made(files, _book(job, config, plain, len(hu), qc), *look(plain, before, contrast))
 
 
 def prepared(
@@ -116,7 +129,14 @@ def prepared(
     """``make_shards`` in the form that comes back from another process."""
     made = make_shards(job, config, grid, truth)
     files = [[name, slices] for name, slices, _ in made.files]
-    return {"row": made.row, "files": files}, [content for _, _, content in made.files]
+    told = {"row": made.row, "files": files, "look": made.histograms}
+    return told, [made.picture, *(content for _, _, content in made.files)]
+
+
+def seen_phase(row: SeriesRow) -> tuple[dict[str, str], list[bytes]]:
+    """What the image of a series shows of its phase; as from another process."""
+    phase, told_by = phase_in_image(read_row(row))
+    return {"phase": "" if phase in (None, "contrast") else phase, "told_by": told_by}, []
 
 
 def read_row(row: SeriesRow) -> Volume:
@@ -124,6 +144,18 @@ def read_row(row: SeriesRow) -> Volume:
     if row.is_image:
         return read_image_at(row.files[0])
     return read_series(fetch(row.files)).volume
+
+
+def _require_phases(job: Job, plain: Volume, contrast: Volume | None) -> None:
+    """Refuse images that show another phase than headers say; what phases.csv says stands."""
+    if not job.plain.declared:
+        seen, told_by = phase_in_image(plain)
+        if seen not in (None, "plain"):
+            raise SeriesError("has-contrast", f"expected a plain image, found {told_by}")
+    if contrast is not None and job.contrast is not None and not job.contrast.declared:
+        seen, told_by = phase_in_image(contrast)
+        if seen not in (None, "contrast", job.phase):
+            raise SeriesError("no-contrast", f"expected {job.phase} contrast, found {told_by}")
 
 
 def covered(volume: Volume) -> slice:
@@ -170,6 +202,7 @@ def _book(
             "contrast_key": job.contrast.key,
             "contrast_thickness": job.contrast.thickness,
             "contrast_kernel": known_kernel(job.contrast.kernel),
+            "phase_told_by": evidence(job.contrast)[1],
             "registration": config.registration,
         } | qc
     return row

@@ -53,11 +53,11 @@ def line_chart(title: str, lines: Sequence[Line], across: str = "epoch") -> str:
     for tick in y_ticks:
         at = y_of(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" ')
-        parts.append(f'y2="{at:.1f}"/>{_text(LEFT - 6, at + 4, _short(tick, y_ticks), "end")}')
+        parts.append(f'y2="{at:.1f}"/>{text(LEFT - 6, at + 4, _short(tick, y_ticks), "end")}')
     for tick in x_ticks:
         if tick <= x_high:
-            parts.append(_text(x_of(tick), HEIGHT - BOTTOM + 15, f"{tick:.0f}", "middle"))
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 2, across, "end"))
+            parts.append(text(x_of(tick), HEIGHT - BOTTOM + 15, f"{tick:.0f}", "middle"))
+    parts.append(text(WIDTH - RIGHT, HEIGHT - 2, across, "end"))
     for line in lines:
         points = [
             (x_of(x), y_of(y)) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(y)
@@ -67,7 +67,7 @@ def line_chart(title: str, lines: Sequence[Line], across: str = "epoch") -> str:
         if len(points) <= 12:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
         parts.append("</g>")
-    return _svg(title, WIDTH, HEIGHT, parts)
+    return svg(title, WIDTH, HEIGHT, parts)
 
 
 def dot_chart(title: str, rows: Sequence[Dots], digits: int) -> str:
@@ -94,10 +94,10 @@ def dot_chart(title: str, rows: Sequence[Dots], digits: int) -> str:
     for mark in marks:
         at, bottom = x_of(mark), height - BOTTOM + 4
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(_text(at, height - BOTTOM + 18, _short(mark, marks), "middle"))
+        parts.append(text(at, height - BOTTOM + 18, _short(mark, marks), "middle"))
     for position, row in enumerate(rows):
         y = TOP + ROW * (position + 0.5)
-        parts.append(_text(left - 10, y + 4, row.label, "end"))
+        parts.append(text(left - 10, y + 4, row.label, "end"))
         parts.append(f'<g class="{escape(row.style)}">')
         parts += [
             f'<circle class="one" cx="{x_of(v):.1f}" cy="{y + 4:.1f}" r="3"/>' for v in row.values
@@ -109,8 +109,8 @@ def dot_chart(title: str, rows: Sequence[Dots], digits: int) -> str:
             )
         parts.append(f'<circle cx="{x_of(row.mean):.1f}" cy="{y - 4:.1f}" r="4.5"/></g>')
         value = "∞" if math.isinf(row.mean) else f"{row.mean:.{digits}f}"
-        parts.append(_text(width - 4, y + 4, value, "end", "strong"))
-    return _svg(title, width, height, parts)
+        parts.append(text(width - 4, y + 4, value, "end", "strong"))
+    return svg(title, width, height, parts)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -135,12 +135,14 @@ def _short(tick: float, among: Sequence[float]) -> str:
     return f"{tick:.{digits}f}".replace("-", "−")
 
 
-def _text(x: float, y: float, content: str, anchor: str, style: str = "") -> str:
+def text(x: float, y: float, content: str, anchor: str, style: str = "") -> str:
+    """A label; ``anchor`` is SVG's text-anchor."""
     kind = f' class="{style}"' if style else ""
     return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
+def svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
+    """The whole drawing, with its title for those who do not see it."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dyefreenet.report.charts import ticks
+from dyefreenet.report.charts import svg, text, ticks
 
 BARS = 24
 DECADES = 7  # that a logarithmic axis spans at most
@@ -42,7 +42,7 @@ def bar_chart(title: str, values: NDArray[np.float64]) -> str:
     parts = []
     for level in levels:
         y = floor - height_of(level)
-        parts.append(_rule(left, width - right, y) + _text(left - 6, y + 4, f"{level:,.0f}", "end"))
+        parts.append(_rule(left, width - right, y) + text(left - 6, y + 4, f"{level:,.0f}", "end"))
     for count, first, last in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:
             x, tall = x_of(first), max(height_of(count), 1.5)  # one among thousands is seen
@@ -51,8 +51,8 @@ def bar_chart(title: str, values: NDArray[np.float64]) -> str:
                 f'width="{x_of(last) - x - 1:.1f}" height="{tall:.1f}"/>'
             )
     for mark in marks:
-        parts.append(_text(x_of(mark), height - 8, f"{mark:.6g}".replace("-", "−"), "middle"))
-    return _svg(title, width, height, parts)
+        parts.append(text(x_of(mark), height - 8, f"{mark:.6g}".replace("-", "−"), "middle"))
+    return svg(title, width, height, parts)
 
 
 def step_chart(edges: Sequence[float], curves: Sequence[Curve]) -> str:
@@ -74,13 +74,13 @@ def step_chart(edges: Sequence[float], curves: Sequence[Curve]) -> str:
     for power in range(low, high + 1):
         y = y_of(10.0**power)
         label = f"{100 * 10.0**power:.{max(0, -power - 2)}f} %"
-        parts.append(_rule(left, width - right, y) + _text(left - 6, y + 4, label, "end"))
+        parts.append(_rule(left, width - right, y) + text(left - 6, y + 4, label, "end"))
     for hu in ticks(edges[0], edges[-1], 6):
         if edges[0] <= hu <= edges[-1]:
             parts.append(
-                _text(x_of(hu), height - bottom + 18, f"{hu:.0f}".replace("-", "−"), "middle")
+                text(x_of(hu), height - bottom + 18, f"{hu:.0f}".replace("-", "−"), "middle")
             )
-    parts.append(_text(width - right, height - 6, "HU", "end"))
+    parts.append(text(width - right, height - 6, "HU", "end"))
     for curve, share in zip(curves, shares, strict=True):
         parts.append(f'<g class="{escape(curve.style)}">')
         for full, bins in groupby(range(len(share)), key=lambda number: share[number] > 0):
@@ -95,19 +95,8 @@ def step_chart(edges: Sequence[float], curves: Sequence[Curve]) -> str:
                 parts.append(f'<polyline points="{path}"/>')
         parts.append("</g>")
     names = ", ".join(curve.label for curve in curves)
-    return _svg(f"Share of voxels by HU, logarithmic: {names}", width, height, parts)
+    return svg(f"Share of voxels by HU, logarithmic: {names}", width, height, parts)
 
 
 def _rule(left: float, right: float, y: float) -> str:
     return f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
-        f"{''.join(parts)}</svg>"
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -250,7 +251,7 @@ def _page(ingest: Folder) -> str:
         pairs=len(pairs),
         plain=len(plain),
         patients=len({*_texts(pairs, "patient"), *_texts(plain, "patient")}),
-        skipped=(ingest.manifest() or {}).get("skipped_files") or {},
+        skipped=_account(ingest).get("skipped_files", {}),
         phases=_phases(pairs),
         splits=SPLITS,
         ssl_patients=len(set(_texts(plain, "patient"))),
@@ -296,6 +297,13 @@ def _book(ingest: Folder, name: str) -> pa.Table:
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise StoreError(f"{ingest}/{name}: expected a book of ingest, found {error}") from error
+
+
+def _account(ingest: Folder) -> dict[str, Any]:
+    if not ingest.exists("account.json"):
+        return {}
+    account: dict[str, Any] = json.loads(ingest.read_checked("account.json"))
+    return account
 
 
 def _texts(table: pa.Table, column: str) -> list[str]:
