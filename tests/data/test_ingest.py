@@ -16,10 +16,11 @@ import pytest
 import SimpleITK as sitk
 
 from dyefreenet.cli import main
-from dyefreenet.config import GridConfig, IngestConfig
+from dyefreenet.config import GridConfig, IngestConfig, PhantomConfig
 from dyefreenet.data.archive import scan, short_hash
 from dyefreenet.data.cohort import pair
 from dyefreenet.data.ingest import ingest
+from dyefreenet.data.phantom import write_one
 from dyefreenet.data.prepare import (
     Job,
     body_middle,
@@ -226,6 +227,25 @@ def test_truth_rides_along_on_the_same_grid(patient, tmp_path):
     truth = Folder(str(tmp_path / "truth"))
     made = make_shards(job, IngestConfig(), GridConfig(size=48), truth)
     np.testing.assert_array_equal(read_slab(made.files[0][2]).labels[:, 4:44], labels)
+
+
+def test_the_known_motion_of_a_phantom_tells_what_registration_left(tmp_path):
+    config = PhantomConfig(matrix=(128,), slices=24, slice_mm=(5.0, 5.0), motion_mm=(4.0, 4.0))
+    key = write_one(config, 1, tmp_path)
+    truth = Folder(str(tmp_path / "truth"))
+    ((one,), _) = pair(scan(str(tmp_path / "dicom")), ["arterial"])
+    job = Job(one.plain, one.contrast, "arterial", "test")
+    rows = {
+        mode: make_shards(job, IngestConfig(registration=mode), GridConfig(size=128), truth).row
+        for mode in ("off", "deformable")
+    }
+    motion = sitk.GetArrayFromImage(
+        sitk.ReadImage(str(tmp_path / "truth" / f"{key}_arterial_motion.nii.gz"))
+    )
+    left = {mode: row["landmark_mm"] for mode, row in rows.items()}
+    assert left["off"] == rows["off"]["landmark_mm_before"]
+    assert 0.2 < left["off"] <= np.linalg.norm(motion, axis=-1).max()
+    assert left["deformable"] < 0.7 * left["off"]
 
 
 def test_too_small_an_overlap_is_refused():

@@ -223,7 +223,7 @@ def test_dicom_gives_back_the_volume(tmp_path: Path, jpegls: float):
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "truth" / f"{key}.nii.gz")))
     assert np.array_equal(truth, patient.labels)
     motion = sitk.GetArrayFromImage(
-        sitk.ReadImage(str(tmp_path / "truth" / f"{key}_motion.nii.gz"))
+        sitk.ReadImage(str(tmp_path / "truth" / f"{key}_arterial_motion.nii.gz"))
     )
     assert np.allclose(motion, patient.motion_mm)
     assert json.loads((tmp_path / "truth" / "labels.json").read_text())["labels"] == LABELS

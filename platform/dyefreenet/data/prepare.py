@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
-from dyefreenet.data.align import BODY_HU, gate, register
+from dyefreenet.data.align import BODY_HU, Truth, gate, landmarks, register
 from dyefreenet.data.archive import SeriesRow, is_phantom
 from dyefreenet.data.blood import phase_in_image
 from dyefreenet.data.cohort import evidence, known_kernel
@@ -74,15 +75,16 @@ def make_shards(
         before = read_row(job.contrast)
     if config.image_check:
         _require_phases(job, plain, before)
+    labels = None
+    if truth is not None and truth.exists(f"{job.plain.key}.nii.gz"):
+        labels = _truth(truth, job.plain.key, plain)
     if before is not None:
-        contrast, figures = register(before, plain, config.registration)
+        known = _known_motion(truth, job, plain, labels) if truth and labels is not None else None
+        contrast, figures = register(before, plain, config.registration, known)
         use, why = gate(figures)
         if use != "train" and job.split == "train":
             raise SeriesError("registration", f"fits well enough to be scored, not learnt: {why}")
         qc = figures | {"gate": use}
-    labels = None
-    if truth is not None and truth.exists(f"{job.plain.key}.nii.gz"):
-        labels = _truth(truth, job.plain.key, plain)
 
     hu = plain.hu
     hu_contrast: NDArray[np.int16] | None = None
@@ -179,6 +181,21 @@ def _truth(truth: Folder, key: str, plain: Volume) -> NDArray[np.uint8]:
         local = Path(folder) / "labels.nii.gz"
         local.write_bytes(truth.read(f"{key}.nii.gz"))
         return read_labels(local, plain)
+
+
+def _known_motion(
+    truth: Folder, job: Job, plain: Volume, labels: NDArray[np.uint8]
+) -> Truth | None:
+    """How a phantom moved before this phase, and the points to ask for it."""
+    name = f"{job.plain.key}_{job.phase}_motion.nii.gz"
+    if not truth.exists(name):
+        return None
+    said = truth.read_json("labels.json")
+    structures = [said["labels"][structure] for structure in said["landmarks"]]
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "motion.nii.gz"
+        local.write_bytes(truth.read(name))
+        return Truth(sitk.ReadImage(str(local)), landmarks(labels, plain, structures))
 
 
 def _book(

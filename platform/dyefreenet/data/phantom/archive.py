@@ -2,7 +2,7 @@
 
     folder/dicom/<patient id>/<series number>/0001.dcm ...
     folder/truth/<key>.nii.gz           structures on the plain grid, numbers as in labels.json
-    folder/truth/<key>_motion.nii.gz    motion plain -> first contrast phase, mm
+    folder/truth/<key>_<phase>_motion.nii.gz    motion plain -> that phase, mm (z, y, x)
     folder/truth/labels.json
 
 ``key`` is the first 16 hex digits of SHA-256 of the plain SeriesInstanceUID.
@@ -26,7 +26,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless
 from dyefreenet.config import PhantomConfig, Phase
 from dyefreenet.data.phantom.patients import Patient, generator, make_chest, make_patient
 from dyefreenet.data.phantom.scanner import MOTION_STEP
-from dyefreenet.data.phantom.tissue import ARTERIES, LABELS
+from dyefreenet.data.phantom.tissue import ARTERIES, LABELS, LANDMARKS
 from dyefreenet.data.volume import Volume
 
 Kind = Literal["patient", "chest"]
@@ -222,12 +222,12 @@ def write_patient(patient: Patient, config: PhantomConfig, index: int, folder: P
         truth.mkdir(parents=True, exist_ok=True)
         plain = patient.phases["plain"]
         _write_nifti(patient.labels, plain.spacing, plain.origin, truth / f"{key}.nii.gz")
-        if patient.motions_mm:
-            z, y, x = plain.spacing
-            coarse = (z, y * MOTION_STEP, x * MOTION_STEP)
-            _write_nifti(patient.motion_mm, coarse, plain.origin, truth / f"{key}_motion.nii.gz")
-        names = json.dumps({"labels": LABELS, "arteries": ARTERIES}, indent=1)
-        (truth / "labels.json").write_text(names + "\n")
+        z, y, x = plain.spacing
+        coarse = (z, y * MOTION_STEP, x * MOTION_STEP)
+        for phase, motion in patient.motions_mm.items():
+            _write_nifti(motion, coarse, plain.origin, truth / f"{key}_{phase}_motion.nii.gz")
+        names = {"labels": LABELS, "arteries": ARTERIES, "landmarks": LANDMARKS}
+        (truth / "labels.json").write_text(json.dumps(names, indent=1) + "\n")
     return key
 
 

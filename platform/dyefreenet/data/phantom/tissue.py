@@ -28,6 +28,11 @@ ARTERIES: tuple[str, ...] = (
     "renal_artery",
     "small_artery",
 )
+#: Structures whose points tell how well registration did: well-bounded, in soft tissue.
+LANDMARKS: tuple[str, ...] = (
+    *("liver", "spleen", "kidney_cortex", "stomach", "heart", "pancreas", "bladder"),
+    *("aorta", "iliac", "renal_artery", "sma", "ivc", "portal_vein"),
+)
 
 Span = tuple[float, float]
 
