@@ -38,7 +38,7 @@ def archive(environment, ct):
     for patient in range(2):
         for phase, words in enumerate(("NATIV", "ART")):
             files = ct(
-                draw.integers(0, 80, (4, 24, 24)),
+                draw.integers(0, 80, (4, 48, 48)),
                 SeriesInstanceUID=f"1.7.{patient}.{phase}",
                 StudyInstanceUID=f"1.6.{patient}",
                 PatientID=f"P{patient}",
@@ -54,7 +54,7 @@ def run(archive: Folder, target: str) -> tuple[dict, dict[str, str]]:
     """The account, and the digests of all that was made."""
     folder = Folder(target)
     facts = ingest(
-        IngestConfig(), GridConfig(size=24), paired=[archive], target=folder, salt="s", train=False
+        IngestConfig(), GridConfig(size=48), paired=[archive], target=folder, salt="s", train=False
     )
     return facts, digests(folder)
 

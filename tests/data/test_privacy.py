@@ -71,7 +71,7 @@ FAULTS = {
 def test_no_word_of_a_header_is_written_or_said(ct, tmp_path, capfd, caplog):
     caplog.set_level(logging.DEBUG)
     root = tmp_path / f"{MARK}-archive"
-    hu = np.random.default_rng(0).integers(0, 80, (4, 24, 24))
+    hu = np.random.default_rng(0).integers(0, 80, (4, 48, 48))
     counts = []
     for number, (name, attributes) in enumerate(FAULTS.items()):
         for phase, words in enumerate(("NATIV", "ART")):
@@ -95,7 +95,7 @@ def test_no_word_of_a_header_is_written_or_said(ct, tmp_path, capfd, caplog):
     out = tmp_path / "out"
     facts = ingest(
         IngestConfig(),
-        GridConfig(size=24),
+        GridConfig(size=48),
         paired=[Folder(str(root))],
         target=Folder(str(out)),
         salt="pepper",
@@ -106,7 +106,7 @@ def test_no_word_of_a_header_is_written_or_said(ct, tmp_path, capfd, caplog):
     assert main(["pairs", "-i", str(root)]) == 0
     with pytest.raises(DyeFreeNetError) as caught:
         ingest(
-            IngestConfig(), GridConfig(size=24), paired=[Folder(str(root))], target=Folder(str(out))
+            IngestConfig(), GridConfig(size=48), paired=[Folder(str(root))], target=Folder(str(out))
         )
     said = capfd.readouterr()
     told = {"log": caplog.text, "output": said.out, "errors": said.err, "facts": repr(facts)}

@@ -86,12 +86,13 @@ def ingest(
     )
     surveys, more = [look(folder) for folder in paired], [look(folder) for folder in plain]
     rows = _once(surveys)
+    known, unreadable = rows, list[Refused]()
     if config.image_check:
-        rows = list(_with_seen_phases(rows, config, target, report))
-    jobs, refused = _jobs(config, paired, rows, _once(more), train)
+        known, unreadable = _with_seen_phases(rows, config, target, report)
+    jobs, refused = _jobs(config, paired, known, _once(more), train)
 
     books = Books()
-    for one in refused:
+    for one in [*unreadable, *refused]:
         books.refuse(one.row, one.reason, one.detail)
     by_name = {job.name: job for job in jobs}
     make = partial(make_and_write, config=config, grid=grid, target=target, truth=truth)
@@ -209,7 +210,7 @@ def look_and_write(
     try:
         outcome, _ = guard.run(seen_phase, row)
     except SeriesError as refusal:
-        outcome = {"phase": "", "told_by": f"its image is no help ({refusal.reason})"}
+        outcome = {"reason": refusal.reason, "detail": refusal.detail}
     except Failed as failure:
         return row.key, {"phase": "", "told_by": f"its image could not be looked at: {failure}"}
     target.write_json(f"phases/{row.key}.json", {"mark": _mark_of_look(row), "outcome": outcome})
@@ -218,8 +219,11 @@ def look_and_write(
 
 def _with_seen_phases(
     rows: list[SeriesRow], config: IngestConfig, target: Folder, report: Report
-) -> Iterator[SeriesRow]:
-    """The rows, with what the image shows of those whose headers say nothing."""
+) -> tuple[list[SeriesRow], list[Refused]]:
+    """The rows, with what the image shows of those whose headers say nothing.
+
+    Also such as turned out to be unfit, whatever their phase.
+    """
     asked = {row.key: row for row in rows if silent(row)}
     look = partial(look_and_write, config=config, target=target)
     marks = {key: _mark_of_look(row) for key, row in asked.items()}
@@ -230,9 +234,15 @@ def _with_seen_phases(
     for key, outcome in outcomes:
         found[key] = outcome
         report("phases", len(found), len(asked))
+    fit, refused = [], []
     for row in rows:
-        seen = found.get(row.key)
-        yield row if seen is None else replace(row, seen=seen["phase"], seen_by=seen["told_by"])
+        seen = found.get(row.key, {})
+        if "reason" in seen:
+            refused.append(Refused(row, seen["reason"], seen["detail"]))
+        else:
+            told = {"seen": seen["phase"], "seen_by": seen["told_by"]} if seen else {}
+            fit.append(replace(row, **told))
+    return fit, refused
 
 
 @cache
