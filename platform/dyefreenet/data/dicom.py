@@ -462,8 +462,9 @@ def _rescaled(
         filled = values < fill
         padding = filled if padding is None else padding | filled
     kept = None if padding is None else stored[padding].astype(np.int32)
-    if short:
+    if short and (shift or not np.may_share_memory(values, hu)):
         np.add(values.view(np.uint16), np.uint16(shift & 0xFFFF), out=hu.view(np.uint16))
+    if short:
         values = hu
     if padding is not None:
         values[padding] = AIR_HU

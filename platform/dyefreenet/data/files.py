@@ -16,7 +16,7 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ import pydicom
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import data_element_generator, read_dataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -46,6 +46,7 @@ warnings.filterwarnings("ignore", module="pydicom")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 File = bytes | str | Path  # a file's content, its path, or its address
+Element = DataElement | RawDataElement
 
 IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # whole volumes, read by SimpleITK
 PACKAGES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -63,6 +64,7 @@ USED = (  # what reading a series asks of a header
     *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelSpacing"),
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
 )
+TRANSFER_SYNTAX = 0x00020010
 USED_TAGS = frozenset(int(Tag(word)) for word in USED)
 PIXELS = frozenset((0x7FE00010, 0x7FE00009, 0x7FE00008))  # Pixel Data, in whole or floating numbers
 MAX_ELEMENT = 1 << 20  # bytes of a value; longer ones stay in their file until they are asked for
@@ -312,8 +314,10 @@ def _read(
     Returns:
         None where dcmread has to look closer: deflated, no syntax of DICOM's, or a command set.
     """
-    elements = data_element_generator(stream, False, True, _is_behind_meta)
-    meta = FileMetaDataset({element.tag: element for element in elements})
+    found = {one.tag: one for one in data_element_generator(stream, False, True, _is_behind_meta)}
+    own, _ = _take_over(found, {TRANSFER_SYNTAX}, known)
+    meta = FileMetaDataset(found)
+    _understand(own, meta, known)
     syntax = _transfer_syntax(str(meta.get("TransferSyntaxUID") or ""))
     at = stream.tell()
     group = stream.read(2)
@@ -330,16 +334,7 @@ def _read(
         specific_tags=[Tag(word) for word in tags] if tags else None,
     )
     found = dict(dataset.items())
-    own, present = [], set()
-    for tag, raw in () if tags else found.items():
-        number = int(tag)  # pydicom compares its own tags in Python
-        if number in USED_TAGS:
-            present.add(number)
-            before = known.elements.get(number)
-            if before is not None and _is_same(raw, before[0]):
-                found[tag] = before[1]
-            else:
-                own.append((tag, raw))
+    own, present = _take_over(found, set() if tags else USED_TAGS, known)
     meta.set_original_encoding(False, True)
     # pydicom asks the file system about its file, which only matters to values that are left in it.
     whole = stream.tell() - at <= MAX_ELEMENT
@@ -348,17 +343,43 @@ def _read(
     )
     header.set_original_encoding(implicit, little, dataset.original_character_set)
     known.changed = set(USED_TAGS) if known.present is None else present ^ known.present
+    known.changed.update(int(tag) for tag in own)
     known.present = present
-    for tag, raw in own:
-        understood = header[tag]  # pydicom understands a value when it is first asked for
-        known.elements.pop(int(tag), None)
-        if isinstance(raw, RawDataElement):
-            known.elements[int(tag)] = raw, understood
-        known.changed.add(int(tag))
+    _understand(own, header, known)
     return header
 
 
-def _is_same(one: DataElement | RawDataElement, other: RawDataElement) -> bool:
+def _take_over(
+    found: dict[BaseTag, Element], wanted: Set[int], known: Known
+) -> tuple[dict[BaseTag, Element], set[int]]:
+    """Put elements of the files before in place of those that have the same bytes.
+
+    Returns:
+        Those of ``wanted`` that were not replaced; and the tags of all of ``wanted`` in ``found``.
+    """
+    own, present = {}, set()
+    for tag, raw in found.items():
+        number = int(tag)  # pydicom compares its own tags in Python
+        if number in wanted:
+            present.add(number)
+            before = known.elements.get(number)
+            if before is not None and _is_same(raw, before[0]):
+                found[tag] = before[1]
+            else:
+                own[tag] = raw
+    return own, present
+
+
+def _understand(own: dict[BaseTag, Element], header: pydicom.Dataset, known: Known) -> None:
+    """Have pydicom understand values, which it does when it is first asked for them."""
+    for tag, raw in own.items():
+        understood = header[tag]
+        known.elements.pop(int(tag), None)
+        if isinstance(raw, RawDataElement):
+            known.elements[int(tag)] = raw, understood
+
+
+def _is_same(one: Element, other: RawDataElement) -> bool:
     """Whether two elements have the same bytes, wherever these lie, and so the same meaning."""
     return (
         isinstance(one, RawDataElement)  # and no sequence
