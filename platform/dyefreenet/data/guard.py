@@ -47,6 +47,7 @@ class Guard:
         self.memory_gib, self.seconds = memory_gib, seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._line: Connection | None = None
+        self._said: dict[str, str] = {}  # what the environment said of storage at its start
 
     def run(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
         """``work(*arguments)`` over there; ``work`` is a function of a module, found by its name.
@@ -55,8 +56,11 @@ class Guard:
             DyeFreeNetError: What ``work`` raised, if it is one of ours.
             Failed: It did not come to an end.
         """
-        if self._process is not None and self._process.poll() is not None:
-            self.stop()  # it left when there was nothing to do
+        if self._process is not None and (
+            self._process.poll() is not None  # it left when there was nothing to do
+            or self._said != _said_of_storage()  # other credentials, another store
+        ):
+            self.stop()
         line = self._line or self._start()
         try:
             line.send_bytes(pickle.dumps((work.__module__, work.__qualname__, arguments)))
@@ -88,6 +92,7 @@ class Guard:
 
     def _start(self) -> Connection:
         ours, theirs = Pipe()
+        self._said = _said_of_storage()
         parent = str(Path(__file__).resolve().parents[2])
         paths = [parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
@@ -105,6 +110,10 @@ class Guard:
         theirs.close()
         self._line = ours
         return ours
+
+
+def _said_of_storage() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "DYEFREENET_"))}
 
 
 def _known(told: dict[str, Any]) -> DyeFreeNetError:
