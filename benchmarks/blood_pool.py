@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dyefreenet.config import PhantomConfig
-from dyefreenet.data.blood import BloodPool, blood_pool, contradiction, phase_of_pool
+from dyefreenet.data.blood import BloodPool, blood_pool, phase_of_pool
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.images import read_image
 from dyefreenet.data.phantom import make_chest, make_patient
@@ -36,6 +36,13 @@ REAL = {  # name: true phase, file or folder
     "cta": ("arterial", "ts_arterial_cta/ct.nii.gz"),
     "portal": ("portal", "ts_portal_dicom20"),
 }
+
+
+def contradicts(plain: BloodPool, contrast: BloodPool) -> bool:
+    """Whether ingest would refuse the two as a pair."""
+    return (
+        phase_of_pool(plain)[0] in ("arterial", "contrast") or phase_of_pool(contrast)[0] == "plain"
+    )
 
 
 class Finding(NamedTuple):
@@ -134,14 +141,14 @@ def levels(findings: Iterable[Finding]) -> None:
 
 
 def pairs(whole: list[list[Finding]]) -> None:
-    """What ``contradiction`` says of true pairs, and of pairs with a false member."""
+    """What becomes of true pairs, and of pairs with a false member."""
     print(
         "\n### Pairs\n\n| given as plain | given as contrast | pairs | refused |\n|---|---|---|---|"
     )
     patients = [{one.truth: one.pool for one in found} for found in whole if len(found) > 1]
     for first in PHASES:
         for second in PHASES:
-            refused = sum(bool(contradiction(p[first], p[second])) for p in patients)
+            refused = sum(contradicts(p[first], p[second]) for p in patients)
             print(f"| {first} | {second} | {len(patients)} | {refused} |")
 
 

@@ -33,6 +33,7 @@ from dyefreenet.data.images import to_image
 from dyefreenet.data.phantom import make_patient
 from dyefreenet.data.phantom.tissue import ARTERIES, LABELS
 from dyefreenet.data.volume import Volume
+from dyefreenet.evaluate.regions import body_mask
 
 SPARE = 6  # slices at either end, so that the warp brings in what lies beyond the scan
 POINTS = 6000
@@ -175,17 +176,17 @@ def known_warps(options: argparse.Namespace) -> None:
 
 
 def lit(volume: Volume, seed: int) -> Volume:
-    """A plain series as if scanned again after an injection: what is soft gains 0 to 40 HU, the
-    brightest of it 200, and noise of 10 HU."""
+    """A plain series as if scanned again after an injection.
+
+    Soft tissue gains 15 HU, what is denser than muscle 60 more, and noise of 10 HU comes on top.
+    """
     rng = np.random.default_rng(seed)
-    hu = volume.hu.astype(np.float32)
-    image = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(hu), 2.0)
+    image = sitk.SmoothingRecursiveGaussian(to_image(volume), 4.0)  # mm
     soft = sitk.GetArrayFromImage(image)
-    hu += np.clip(soft - 20, 0, 40) * ((soft > 0) & (soft < 120))
-    hu += 160 * ((soft > 48) & (soft < 120))
-    hu += rng.normal(0, 10, hu.shape)
-    hu[volume.hu < BODY_HU] = volume.hu[volume.hu < BODY_HU]
-    return volume.with_hu(np.clip(np.rint(hu), -1024, 3071).astype(np.int16))
+    gain = 15.0 * ((soft > 10) & (soft < 100)) + 60.0 * ((soft > 58) & (soft < 100))
+    hu = volume.hu + gain + rng.normal(0, 10, volume.hu.shape)
+    hu = np.where(volume.hu < BODY_HU, volume.hu, np.rint(hu))
+    return volume.with_hu(np.clip(hu, -1024, 3071).astype(np.int16))
 
 
 def shifted(pair: Pair, way: Points) -> Pair:
@@ -214,7 +215,7 @@ def gate_table(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         if options.real:
             plain = read_series(sorted(Path(options.real).rglob("*.dcm"))).volume
-            contrast, masks = lit(plain, seed), {"body": plain.hu > BODY_HU}
+            contrast, masks = lit(plain, seed), {"body": body_mask(plain.hu)}
         else:
             plain, contrast, masks = phantom_scans(seed, options.matrix, options.slices,
                                                    options.slice_mm)  # fmt: skip
@@ -224,9 +225,10 @@ def gate_table(options: argparse.Namespace) -> None:
             way = rng.normal(size=3)
             way *= length / np.linalg.norm(way)
             print(row(f"{seed}, shift {length} mm", "off", shifted(still, way)), flush=True)
-        for mean in (1, 3, 6, 9):
+        for mean in (0, 1, 3, 6, 9):
             pair = warped(plain, contrast, masks, options.knot, mean, seed)
-            for mode in ("off", "deformable"):
+            modes: tuple[Mode, ...] = ("off", "deformable") if mean else ("deformable",)
+            for mode in modes:
                 print(row(f"{seed}, warp {mean} mm", mode, pair), flush=True)
 
 

@@ -9,7 +9,6 @@ from dyefreenet.config import PhantomConfig
 from dyefreenet.data.blood import (
     BloodPool,
     blood_pool,
-    contradiction,
     phase_in_image,
     phase_of_pool,
 )
@@ -146,16 +145,6 @@ def test_a_small_dark_pool_proves_nothing():
     assert phase_of_pool(BloodPool(50.0, 20.0, 90.0, trunk_mm=90.0))[0] == "plain"
     assert phase_of_pool(BloodPool(50.0, 0.4, 90.0, trunk_mm=90.0))[0] is None
     assert phase_of_pool(BloodPool(50.0, 20.0, 90.0, stray_hu=250.0, trunk_mm=90.0))[0] is None
-
-
-def test_contradictions_are_told_with_their_figure():
-    plain = BloodPool(45.0, 20.0, 120.0, trunk_mm=120.0)
-    bright = BloodPool(310.0, 20.0, 100.0, trunk_mm=120.0)
-    unsure = BloodPool()
-    assert contradiction(plain, bright) == ""
-    assert contradiction(unsure, unsure) == ""
-    assert contradiction(bright, bright) == "the plain scan has a blood pool of 310 HU over 100 mm"
-    assert contradiction(plain, plain) == "the contrast scan has a blood pool of 45 HU over 120 mm"
 
 
 def test_phantom_patients_are_never_called_what_they_are_not():

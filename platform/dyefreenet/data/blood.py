@@ -111,15 +111,6 @@ def phase_of_pool(pool: BloodPool) -> tuple[Phase | Literal["contrast"] | None, 
     return "plain", pool.words
 
 
-def contradiction(plain: BloodPool, contrast: BloodPool) -> str:
-    """Why two scans cannot be a plain and a contrast one; empty where nothing speaks against it."""
-    if phase_of_pool(plain)[0] in ("arterial", "contrast"):
-        return f"the plain scan has a {plain.words}"
-    if phase_of_pool(contrast)[0] == "plain":
-        return f"the contrast scan has a {contrast.words}"
-    return ""
-
-
 def blood_pool(volume: Volume) -> BloodPool:
     """The brightest large even tissue before the spine.
 
