@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from dyefreenet.data.images import to_image
 from dyefreenet.data.volume import AIR_HU, Volume
@@ -380,7 +380,7 @@ def _deformable(
     jacobian = np.linalg.det(np.moveaxis(slopes, (0, 1), (-2, -1)))
     shift = float(np.linalg.norm(ways, axis=0).max())
     qc = {"min_jacobian": float(jacobian.min()), "max_shift_mm": shift}
-    vectors = np.moveaxis(ways[::-1], 0, -1) @ fixed.direction  # LPS
+    vectors = np.einsum("kzyx,kd->zyxd", ways[::-1], fixed.direction)  # LPS
     field = sitk.GetImageFromArray(vectors.astype(np.float64), isVector=True)
     field.CopyInformation(grid)
     # The last one added acts first: from a point of the plain scan along the field, then rigidly.
@@ -426,8 +426,7 @@ def _newton_step(control: Array, level: _Level) -> Array:
 
     squares = [weights**2 for weights in level.basis]
     diagonal = _gather(weight * slope**2, squares) + 42 * stiffness  # 42: of an inner control point
-    # Conjugate gradients with the diagonal as preconditioner. Sums by numpy and not by BLAS, whose
-    # dot product depends on the number of threads.
+    # Conjugate gradients with the diagonal as preconditioner.
     step = np.zeros_like(control)
     rest = -_gather(slope * (weight * miss), level.basis) - stiffness * _bending(control)
     way = rest / diagonal
@@ -468,16 +467,22 @@ def _basis(image: sitk.Image, fixed: Volume) -> list[Array]:
 
 def _spread(control: Array, basis: list[Array]) -> Array:
     """Control points to voxels, [3, points...] to [3, Z, H, W]."""
+    # No BLAS here nor in _gather: it adds in an order that depends on its threads.
     z, y, x = basis
-    rows = y @ (control @ x.T)
-    return (z @ rows.reshape(3, len(z[0]), -1)).reshape(3, len(z), len(y), len(x))
+    slabs = np.einsum("kcbx,yb->kcyx", np.einsum("kcba,xa->kcbx", control, x), y)
+    rise = sparse.csr_array(z)  # 4 points reach a voxel
+    return np.stack([rise @ part.reshape(len(part), -1) for part in slabs]).reshape(
+        3, len(z), len(y), len(x)
+    )
 
 
 def _gather(image: Array, basis: list[Array]) -> Array:
     """The transpose of ``_spread``."""
     z, y, x = basis
-    slabs = (z.T @ image.reshape(3, len(z), -1)).reshape(3, len(z[0]), len(y), len(x))
-    return y.T @ slabs @ x
+    fall = sparse.csr_array(z.T)
+    slabs = np.stack([fall @ part.reshape(len(part), -1) for part in image])
+    rows = np.einsum("kcyx,yb->kcbx", slabs.reshape(3, -1, len(y), len(x)), y)
+    return np.einsum("kcbx,xa->kcba", rows, x)
 
 
 def _bending(control: Array) -> Array:
