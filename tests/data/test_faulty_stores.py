@@ -1,4 +1,7 @@
-"""Ingest from a store to a store that fails in every way there is: all done, and no wrong byte."""
+"""Ingest from a store to a store that fails in every way there is: all done, and no wrong byte.
+
+These run before any test that starts Ray, whose workers would not know of the proxy.
+"""
 
 from __future__ import annotations
 
