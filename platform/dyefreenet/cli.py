@@ -285,6 +285,9 @@ def _ingest(options: argparse.Namespace) -> None:
     recipe, _ = _open(options)
     target = Folder(options.output)
     progress = Progress()
+    for uri in options.input:
+        if not Folder(uri).exists():
+            raise InputError(f"{uri}: expected an archive, found nothing")
     target.require_writable()
     target.remove(MANIFEST)  # until the end, what lies there is half-made
     runtime.connect(options.verbose)

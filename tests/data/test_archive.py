@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -48,6 +49,34 @@ def test_what_is_no_dicom_is_counted_and_not_fatal(write_ct, steps, tmp_path):
     found = survey(str(tmp_path))
     assert len(found.rows) == 1
     assert found.skipped == {"not a DICOM file": 2}
+
+
+def test_odd_names_and_links_stop_nothing(ct, write_ct, steps, tmp_path):
+    """Folders named in Latin-1, or like the inside of a package; links that lead nowhere."""
+    root = tmp_path / "archive"
+    for number, folder in enumerate((b"M\xfcller", b"neu!")):
+        place = os.path.join(os.fsencode(root), folder)
+        os.makedirs(place)
+        for at, content in enumerate(ct(steps, SeriesInstanceUID=f"1.2.{number}")):
+            with open(os.path.join(place, b"%d.dcm" % at), "wb") as stream:
+                stream.write(content)
+    for name in ("x.nii", "x.zip", "x.dcm"):
+        (root / name).symlink_to("nowhere")
+    found = survey(str(root))
+    assert [row.slices for row in found.rows] == [4, 4]
+    for row in found.rows:
+        np.testing.assert_array_equal(read_series(fetch(row.files)).volume.hu, steps)
+    assert found.skipped == {"gone since it was listed": 2, "cannot be opened": 1}
+
+
+def test_a_value_that_does_not_convert_costs_its_file(ct, write_ct, steps, tmp_path):
+    write_ct(tmp_path, steps)
+    (bad,) = ct(steps[:1], SeriesInstanceUID="1.9")
+    at = bad.index(b"\x08\x00\x16\x00UI")  # SOP Class UID
+    (tmp_path / "bad.dcm").write_bytes(bad[: at + 4] + b"FD" + bad[at + 6 :])
+    found = survey(str(tmp_path))
+    assert len(found.rows) == 1 and found.skipped.total() == 1
+    assert all("in its header" in why for why in found.skipped)
 
 
 def test_scouts_do_not_count_as_slices(ct, write_ct, steps, tmp_path):

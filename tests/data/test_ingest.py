@@ -440,6 +440,26 @@ def test_a_crash_costs_one_pair_and_is_tried_again(archive, tmp_path, monkeypatc
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
+def test_what_a_table_of_phases_says_later_is_heard(archive, tmp_path):
+    """The same files under other words: another patient, so another row in the books."""
+    run(archive, tmp_path / "out")
+    (archive / "phases.csv").write_text("series,phase,patient\n1.1.0,plain,Z\n1.1.1,arterial,Z\n")
+    run(archive, tmp_path / "out", validation=0.0, test=0.0)
+    rows = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    assert {row["patient"] for row in rows if row["key"] == short_hash("1.1.0")} == {
+        short_hash("Z")
+    }
+
+
+def test_a_job_that_fails_leaves_no_record_of_other_settings(archive, tmp_path):
+    run(archive, tmp_path / "out", registration="off")
+    record = tmp_path / "out" / "jobs" / f"{short_hash('1.1.0')}-arterial.json"
+    assert record.exists()
+    with pytest.raises(InputError):  # too little memory for any
+        run(archive, tmp_path / "out", registration="rigid", memory_gib=1e-6)
+    assert not record.exists()
+
+
 def test_a_salt_changes_every_name_and_moves_nobody(archive, tmp_path):
     run(archive, tmp_path / "plain")
     ingest(

@@ -55,9 +55,9 @@ class Truth:
     """How a made-up patient really moved.
 
     Attributes:
-        motion: From the plain to the contrast scan, as in ``{key}_motion.nii.gz``: mm along the
-            image's own axes (z, y, x). A point at p in the plain scan is at p + motion(p) in the
-            contrast scan.
+        motion: From the plain to the contrast scan, as in ``{key}_{phase}_motion.nii.gz``: mm
+            along the image's own axes (z, y, x). A point at p in the plain scan is at p + motion(p)
+            in the contrast scan.
         points: Where to ask, LPS mm, [N, 3].
     """
 

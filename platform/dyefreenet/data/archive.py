@@ -23,6 +23,7 @@ import hashlib
 import hmac
 import io
 import json
+import os
 import sqlite3
 import zlib
 from collections import Counter
@@ -106,7 +107,7 @@ class SeriesRow:
     @property
     def files(self) -> tuple[str, ...]:
         """Addresses, sorted by name."""
-        return tuple(zlib.decompress(self.packed).decode().split("\0")) if self.packed else ()
+        return tuple(_text(zlib.decompress(self.packed)).split("\0")) if self.packed else ()
 
     @property
     def is_image(self) -> bool:
@@ -128,8 +129,17 @@ def short_hash(text: str, salt: str = "") -> str:
     Without the salt nobody can try out names; with it, the same text gives the same digits.
     """
     if not salt:
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-    return hmac.new(salt.encode(), text.encode(), "sha256").hexdigest()[:16]
+        return hashlib.sha256(_bytes(text)).hexdigest()[:16]
+    return hmac.new(salt.encode(), _bytes(text), "sha256").hexdigest()[:16]
+
+
+def _bytes(text: str) -> bytes:
+    """A name as it is on disk, where it need not be UTF-8."""
+    return text.encode(errors="surrogateescape")
+
+
+def _text(content: bytes) -> str:
+    return content.decode(errors="surrogateescape")
 
 
 def is_phantom(manufacturer: str) -> bool:
@@ -230,6 +240,9 @@ def _entries(uri: str) -> tuple[str, Iterator[tuple[str, str]]]:
         parent, _, name = Folder(uri).uri.rpartition("/")
         if not Folder(parent).exists(name):
             raise InputError(f"{uri}: expected a file, found none")
+        if "://" not in parent:  # what else lies there is nobody's business
+            about = os.stat(os.path.join(parent, name))
+            return parent, iter([(name, f"{about.st_size}-{about.st_mtime}")])
         return parent, (entry for entry in Folder(parent).entries() if entry[0] == name)
     root = Folder(uri.removesuffix(DICOMDIR)) if uri.endswith(f"/{DICOMDIR}") else Folder(uri)
     return root.uri.rstrip("/"), root.entries()
@@ -243,9 +256,9 @@ def _absent(root: str, name: str) -> int:
     except Exception:  # it is not needed: the files themselves are read
         return 0
     above = name.removesuffix(DICOMDIR)
-    there = {other.upper() for other in Folder(root).names()}
+    there = {other.upper() for other in Folder(f"{root}/{above}".rstrip("/")).names()}
     paths = ["/".join([one] if isinstance(one, str) else one) for one in parts if one]
-    return sum(f"{above}{path}".upper() not in there for path in paths)
+    return sum(path.upper() not in there for path in paths)
 
 
 class _Index:
@@ -257,7 +270,7 @@ class _Index:
         self._base.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16000;"
             "CREATE TABLE common (id INTEGER PRIMARY KEY, said TEXT UNIQUE);"
-            "CREATE TABLE file (series TEXT, name TEXT, common INTEGER, own TEXT);"
+            "CREATE TABLE file (series BLOB, name BLOB, common INTEGER, own TEXT);"
         )
 
     def add(self, facts: Sequence[Facts]) -> None:
@@ -267,7 +280,10 @@ class _Index:
         )
         self._base.executemany(
             "INSERT INTO file SELECT ?, ?, id, ? FROM common WHERE said = ?",
-            [(one.series, one.name, json.dumps(one[2:-1]), common[one.common]) for one in facts],
+            [
+                (_bytes(one.series), _bytes(one.name), json.dumps(one[2:-1]), common[one.common])
+                for one in facts
+            ],
         )
 
     def series(self) -> Iterator[tuple[str, list[Facts]]]:
@@ -277,11 +293,12 @@ class _Index:
             "ORDER BY series, name"
         )
         for uid, files in groupby(rows, key=lambda row: row[0]):
+            series = _text(uid)
             yield (
-                uid,
+                series,
                 [
-                    Facts._make([series, name, *json.loads(own), Common(*json.loads(said))])
-                    for series, name, own, said in files
+                    Facts._make([series, _text(name), *json.loads(own), Common(*json.loads(said))])
+                    for _, name, own, said in files
                 ],
             )
 
@@ -344,7 +361,7 @@ def _row(root: str, uid: str, stack: str, files: list[Facts], salt: str, alone: 
         contrast_agent=next((one.agent for one in images if one.agent), ""),
         contrast_start=first.contrast_start,
         acquired=min((one.time for one in images if one.time), default=""),
-        packed=zlib.compress(addresses.encode(), 1),
+        packed=zlib.compress(_bytes(addresses), 1),
     )
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import io
 import logging
+import lzma
 import os
+import re
 import tarfile
 import warnings
 import zipfile
@@ -51,6 +53,8 @@ Element = DataElement | RawDataElement
 IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # whole volumes, read by SimpleITK
 PACKAGES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 INSIDE = "!/"  # between a package's address and a name in it
+GONE = "gone since it was listed"
+LEADS_OUT = SeriesError("unreadable", "a link, or a name that leads out of its package")
 
 PATIENT = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10}}  # a silent store is told
 MAX_FILE = 4 << 30  # bytes; Enhanced CT of 4000 slices of 512 x 512 has half of that
@@ -98,9 +102,7 @@ def opened(file: File) -> Iterator[BinaryIO]:
     with open(file, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MAX_FILE:
-            raise SeriesError(
-                "limit", f"a file of {size >> 20} MiB; expected {MAX_FILE >> 20} or less"
-            )
+            raise _too_large(size)
         yield stream
 
 
@@ -109,20 +111,20 @@ def fetch(addresses: Sequence[str]) -> list[File]:
 
     Raises:
         InputError: The storage does not answer; it is named, and the file is not.
-        SeriesError: A file is over a limit.
+        SeriesError: A file is over a limit, or its package cannot be read.
     """
     inside: dict[str, set[str]] = {}
     for address in addresses:
-        package, packed, name = address.partition(INSIDE)
-        if packed:
+        package, name = split_packed(address)
+        if name:
             inside.setdefault(package, set()).add(name)
     found: dict[str, bytes] = {}
     for package, names in inside.items():
         for name, content in unpacked(package, names):
-            if isinstance(content, str):
-                raise SeriesError("limit", content)
+            if isinstance(content, SeriesError):
+                raise content
             found[f"{package}{INSIDE}{name}"] = content
-    missing = sum(INSIDE in address and address not in found for address in addresses)
+    missing = sum(bool(split_packed(one)[1]) and one not in found for one in addresses)
     if missing:
         raise SeriesError("unreadable", f"{missing} files are no longer in their package")
 
@@ -137,12 +139,25 @@ def fetch(addresses: Sequence[str]) -> list[File]:
         return list(pool.map(content_of, addresses))
 
 
+def split_packed(address: str) -> tuple[str, str]:
+    """A package and a name in it; the name is "" for any other address."""
+    for at in (match.start() for match in re.finditer(re.escape(INSIDE), address)):
+        if address[:at].lower().endswith(PACKAGES):
+            return address[:at], address[at + len(INSIDE) :]
+    return address, ""
+
+
 def _remote(address: str) -> bytes:
+    if address.startswith("s3://"):  # a key may have two slashes in a row, a folder may not
+        bucket, _, name = address.removeprefix("s3://").partition("/")
+        return Folder(f"s3://{bucket}").read(name, label="a file of a series")
     folder, _, name = address.rpartition("/")
     return Folder(folder).read(name, label="a file of a series")
 
 
-def unpacked(package: str, wanted: set[str] | None = None) -> Iterator[tuple[str, bytes | str]]:
+def unpacked(
+    package: str, wanted: set[str] | None = None
+) -> Iterator[tuple[str, bytes | SeriesError]]:
     """Name and content of the files in a zip or tar, or what speaks against one, in its order.
 
     Packages within packages stay closed, links are not followed. What comes after a file over a
@@ -150,24 +165,36 @@ def unpacked(package: str, wanted: set[str] | None = None) -> Iterator[tuple[str
 
     Args:
         wanted: Names to give; None: all.
+
+    Raises:
+        InputError: The storage does not answer.
     """
+    remote = "://" in package
     try:
-        with fsspec.open(package, "rb", **(PATIENT if "://" in package else {})) as stream:
+        with fsspec.open(package, "rb", **(PATIENT if remote else {})) as stream:
             unpack = _zipped if package.lower().endswith(".zip") else _tarred
-            yield from unpack(
-                stream, os.stat(package).st_size if "://" not in package else stream.size, wanted
-            )
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
-        yield "", f"a package that cannot be read ({type(error).__name__})"
-    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise InputError("a package of the archive is gone") from error
-        yield "", f"a package that cannot be read ({type(error).__name__})"
+            yield from unpack(stream, stream.size if remote else os.stat(package).st_size, wanted)
+    except FileNotFoundError:
+        yield "", SeriesError("unreadable", GONE)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        yield "", _unreadable(error)
+    except Exception as error:
+        # Bad packages raise almost anything; so does a store that fails, which may be asked again.
+        if remote and not isinstance(error, (ValueError, RuntimeError)):
+            raise InputError(
+                f"a package of the archive: the storage does not give it ({type(error).__name__}); "
+                "look whether the store is up, and run again"
+            ) from None
+        yield "", _unreadable(error)
+
+
+def _unreadable(error: Exception) -> SeriesError:
+    return SeriesError("unreadable", f"a package that cannot be read ({type(error).__name__})")
 
 
 def _zipped(
     stream: BinaryIO, size: int, wanted: set[str] | None
-) -> Iterator[tuple[str, bytes | str]]:
+) -> Iterator[tuple[str, bytes | SeriesError]]:
     with zipfile.ZipFile(stream) as package:
         members = [one for one in package.infolist() if not one.is_dir()]
         fault = _over_limit(len(members), sum(one.file_size for one in members), size)
@@ -178,9 +205,11 @@ def _zipped(
             if wanted is not None and one.filename not in wanted:
                 continue
             if one.flag_bits & 1:
-                yield one.filename, "encrypted"
+                yield one.filename, SeriesError("unreadable", "encrypted")
             elif not _is_plain_name(one.filename) or (one.external_attr >> 28) == 0xA:
-                yield one.filename, "a link, or a name that leads out of its package"
+                yield one.filename, LEADS_OUT
+            elif one.file_size > MAX_FILE:
+                yield one.filename, _too_large(one.file_size)
             else:
                 with package.open(one) as member:
                     yield one.filename, member.read(one.file_size)
@@ -188,7 +217,7 @@ def _zipped(
 
 def _tarred(
     stream: BinaryIO, size: int, wanted: set[str] | None
-) -> Iterator[tuple[str, bytes | str]]:
+) -> Iterator[tuple[str, bytes | SeriesError]]:
     count = total = 0
     with tarfile.open(fileobj=stream, mode="r|*") as package:
         for one in package:
@@ -200,18 +229,28 @@ def _tarred(
             if one.isdir() or (wanted is not None and one.name not in wanted):
                 continue
             if not one.isfile() or not _is_plain_name(one.name):
-                yield one.name, "a link, or a name that leads out of its package"
+                yield one.name, LEADS_OUT
+                continue
+            if one.size > MAX_FILE:
+                yield one.name, _too_large(one.size)
                 continue
             member = package.extractfile(one)
             yield one.name, member.read() if member is not None else b""
 
 
-def _over_limit(count: int, total: int, size: int) -> str:
+def _over_limit(count: int, total: int, size: int) -> SeriesError | None:
     if count > MAX_PACKED:
-        return f"a package of more than {MAX_PACKED} files"
+        return SeriesError("limit", f"a package of more than {MAX_PACKED} files")
     if total > MAX_RATIO * size + ROOM:
-        return f"a package of {size} bytes that unpacks to more than {MAX_RATIO} times as many"
-    return ""
+        return SeriesError(
+            "limit",
+            f"a package of {size} bytes that unpacks to more than {MAX_RATIO} times as many",
+        )
+    return None
+
+
+def _too_large(size: int) -> SeriesError:
+    return SeriesError("limit", f"a file of {size >> 20} MiB; expected {MAX_FILE >> 20} or less")
 
 
 def _is_plain_name(name: str) -> bool:

@@ -22,9 +22,9 @@ def frames_of(header: pydicom.Dataset) -> list[pydicom.Dataset]:
     Raises:
         SeriesError: The number of frames is impossible, or not that of the functional groups.
     """
-    if header.get("SOPClassUID") not in MULTI_FRAME:
-        return [header]
     try:
+        if header.get("SOPClassUID") not in MULTI_FRAME:
+            return [header]
         return _frames_of(header)
     except SeriesError:
         raise

@@ -23,19 +23,27 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.tag import BaseTag
 
 from dyefreenet.data.dicom import is_localizer
-from dyefreenet.data.files import IMAGES, INSIDE, PACKAGES, opened, read_header, unpacked
+from dyefreenet.data.files import (
+    GONE,
+    IMAGES,
+    INSIDE,
+    MAX_FILE,
+    PACKAGES,
+    opened,
+    read_header,
+    split_packed,
+    unpacked,
+)
 from dyefreenet.data.frames import GROUPS, frames_of
 from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.store import Folder
 
 DICOMDIR = "DICOMDIR"
-GONE = "gone since it was listed"
 NIFTI = (".nii", ".nii.gz")
 HEAD = 64 * 1024  # bytes of a remote file read at first; a header rarely is longer
 TAGS = [
     "ImageType",
     "SOPClassUID",
-    "SOPInstanceUID",
     "AcquisitionTime",
     "Modality",
     "Manufacturer",
@@ -131,12 +139,16 @@ def read_headers(portion: Portion) -> list[Facts | Skipped]:
                 found.append(_image_facts(root, name, stamp))
             except ValueError as error:
                 found.append(Skipped(str(error)))
-    for name, headers in _headers(root, list(stamps)):
+            except InputError:
+                if "://" in root and Folder(root).exists(name):
+                    raise
+                found.append(Skipped(GONE if "://" in root else "cannot be opened"))
+    for name, headers in _headers(root, stamps):
         if isinstance(headers, str):
             found.append(Skipped(headers))
             continue
         try:
-            found.append(_facts(name, stamps[name.partition(INSIDE)[0]], headers))
+            found.append(_facts(name, stamps[split_packed(name)[0]], headers))
         except Exception as error:  # pydicom understands a value when it is first asked for
             found.append(Skipped(f"{type(error).__name__} in its header"))
     return found
@@ -148,10 +160,12 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1] == DICOMDIR
 
 
-def _headers(root: str, names: Sequence[str]) -> Iterator[tuple[str, list[pydicom.Dataset] | str]]:
+def _headers(
+    root: str, stamps: dict[str, str]
+) -> Iterator[tuple[str, list[pydicom.Dataset] | str]]:
     """Name and headers of each DICOM file, one header a frame, or why there is none."""
-    plain = [name for name in names if not name.lower().endswith((*IMAGES, *PACKAGES))]
-    for name in names:
+    plain = [name for name in stamps if not name.lower().endswith((*IMAGES, *PACKAGES))]
+    for name in stamps:
         if name.lower().endswith(PACKAGES):
             for inside, content in unpacked(f"{root}/{name}"):
                 if not is_hidden(inside):
@@ -161,11 +175,19 @@ def _headers(root: str, names: Sequence[str]) -> Iterator[tuple[str, list[pydico
             yield name, _header(Path(root, name))
         return
     with ThreadPoolExecutor(16) as pool:
-        yield from zip(plain, pool.map(lambda name: _remote(root, name), plain), strict=True)
+        found = pool.map(lambda name: _remote(root, name, stamps[name]), plain)
+        yield from zip(plain, found, strict=True)
 
 
-def _remote(root: str, name: str) -> list[pydicom.Dataset] | str:
-    """Headers of a remote file, of which no more is read than they need."""
+def _remote(root: str, name: str, stamp: str) -> list[pydicom.Dataset] | str:
+    """Headers of a remote file, of which no more is read than they need.
+
+    Args:
+        stamp: Begins with its size, in bytes.
+    """
+    size = stamp.partition("-")[0]
+    if size.isdecimal() and int(size) > MAX_FILE:
+        return f"a file of {int(size) >> 20} MiB; expected {MAX_FILE >> 20} or less"
     try:
         content = Folder(root).read(name, first=HEAD, label="one of its files")
     except InputError:
@@ -173,6 +195,8 @@ def _remote(root: str, name: str) -> list[pydicom.Dataset] | str:
             raise
         return GONE
     if len(content) == HEAD:
+        if content[128:132] != b"DICM" and content[:2] not in (b"\x02\x00", b"\x08\x00"):
+            return "not a DICOM file"
         try:
             stream = io.BytesIO(content)
             header, _, inflated = read_header(stream, TAGS)
@@ -184,10 +208,10 @@ def _remote(root: str, name: str) -> list[pydicom.Dataset] | str:
     return _header(content)
 
 
-def _header(file: bytes | Path | str) -> list[pydicom.Dataset] | str:
+def _header(file: bytes | Path | SeriesError) -> list[pydicom.Dataset] | str:
     """Headers of a file's frames; a text says why there are none."""
-    if isinstance(file, str):
-        return file
+    if isinstance(file, SeriesError):
+        return file.detail
     try:
         with opened(file) as stream:
             header, _, _ = read_header(stream, TAGS)

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dyefreenet.data.dicom import AXIAL, FILL_HU, MAX_VOXELS
-from dyefreenet.data.files import IMAGES, INSIDE, fetch
+from dyefreenet.data.files import IMAGES, fetch, split_packed
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import InputError, SeriesError
 
@@ -167,7 +167,7 @@ def is_nifti(path: str | Path) -> bool:
 @contextmanager
 def local_image(address: str) -> Iterator[Path]:
     """An image file as one of this machine, for as long as the block lasts."""
-    if "://" not in address and INSIDE not in address:
+    if "://" not in address and not split_packed(address)[1]:
         yield Path(address)
         return
     ending = next(ending for ending in (".nii.gz", *IMAGES) if address.lower().endswith(ending))

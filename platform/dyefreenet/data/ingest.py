@@ -14,6 +14,7 @@ and what ``books.py`` lists. Everything in them names series and patients by has
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,9 +97,11 @@ def ingest(
         books.refuse(one.row, one.reason, one.detail)
     by_name = {job.name: job for job in jobs}
     make = partial(make_and_write, config=config, grid=grid, target=target, truth=truth)
-    marks = {job.name: _mark(config, grid, (job.plain, job.contrast), job.split) for job in jobs}
+    marks = {job.name: _mark(job, config, grid) for job in jobs}
     outcomes = _recorded(
-        target / "jobs", marks, lambda names: spread(make, (by_name[name] for name in names))
+        target / "jobs",
+        marks,
+        lambda names: spread(make, ((by_name[name], marks[name]) for name in names)),
     )
     for done, (name, outcome) in enumerate(outcomes, start=1):
         job = by_name[name]
@@ -167,13 +170,23 @@ def _jobs(
 
 
 def make_and_write(
-    job: Job, config: IngestConfig, grid: GridConfig, target: Folder, truth: Folder | None
+    marked: tuple[Job, str],
+    config: IngestConfig,
+    grid: GridConfig,
+    target: Folder,
+    truth: Folder | None,
 ) -> tuple[str, dict[str, Any]]:
     """One job done: its shards lie in ``target``, then its record does. Its name and its outcome.
 
     A refusal is an outcome like any other, with reason and detail. A failure is told and not
     recorded: the next run tries again.
+
+    Args:
+        marked: A job, and what its outcome follows from as the driver sees it: a worker may run
+            from another copy of the code.
     """
+    job, mark = marked
+    target.remove(f"jobs/{job.name}.json")  # of other settings: its shards are about to go
     guard = _guard(config.memory_gib, config.seconds)
     try:
         made, contents = guard.run(prepared, job, config, grid, truth)
@@ -197,15 +210,15 @@ def make_and_write(
             slabs.append(asdict(record))
         target.write(f"looks/{job.name}.jpg", contents[0])
         outcome = {"row": made["row"], "slabs": slabs, "look": made["look"]}
-    mark = _mark(config, grid, (job.plain, job.contrast), job.split)
     target.write_json(f"jobs/{job.name}.json", {"mark": mark, "outcome": outcome})
     return job.name, outcome
 
 
 def look_and_write(
-    row: SeriesRow, config: IngestConfig, target: Folder
+    marked: tuple[SeriesRow, str], config: IngestConfig, target: Folder
 ) -> tuple[str, dict[str, Any]]:
     """What the image of a series tells of its phase; recorded, unless it could not be looked at."""
+    row, mark = marked
     guard = _guard(config.memory_gib, config.seconds)
     try:
         outcome, _ = guard.run(seen_phase, row)
@@ -213,7 +226,7 @@ def look_and_write(
         outcome = {"reason": refusal.reason, "detail": refusal.detail}
     except Failed as failure:
         return row.key, {"phase": "", "told_by": f"its image could not be looked at: {failure}"}
-    target.write_json(f"phases/{row.key}.json", {"mark": _mark_of_look(row), "outcome": outcome})
+    target.write_json(f"phases/{row.key}.json", {"mark": mark, "outcome": outcome})
     return row.key, outcome
 
 
@@ -226,10 +239,15 @@ def _with_seen_phases(
     """
     asked = {row.key: row for row in rows if silent(row)}
     look = partial(look_and_write, config=config, target=target)
-    marks = {key: _mark_of_look(row) for key, row in asked.items()}
+    marks = {
+        key: fingerprint({}, {"code": code_version(), "series": row.stamp})
+        for key, row in asked.items()
+    }
     found = {}
     outcomes = _recorded(
-        target / "phases", marks, lambda keys: spread(look, (asked[key] for key in keys))
+        target / "phases",
+        marks,
+        lambda keys: spread(look, ((asked[key], marks[key]) for key in keys)),
     )
     for key, outcome in outcomes:
         found[key] = outcome
@@ -251,19 +269,15 @@ def _guard(memory_gib: float, seconds: float) -> Guard:
     return Guard(memory_gib, seconds)
 
 
-def _mark(
-    config: IngestConfig, grid: GridConfig, rows: Iterable[SeriesRow | None], split: str
-) -> str:
+def _mark(job: Job, config: IngestConfig, grid: GridConfig) -> str:
     """What a job's outcome follows from: another mark, and it is done again."""
     asked = config.model_dump(mode="json", exclude={"paired", "plain", "seconds", "memory_gib"})
+    rows = [row for row in (job.plain, job.contrast) if row is not None]
+    known = [[row.stamp, row.patient, row.declared, *evidence(row)] for row in rows]
     return fingerprint(
-        {"ingest": asked, "grid": grid.model_dump(mode="json"), "split": split},
-        {"code": code_version(), "series": " ".join(row.stamp for row in rows if row is not None)},
+        {"ingest": asked, "grid": grid.model_dump(mode="json"), "split": job.split},
+        {"code": code_version(), "series": json.dumps(known)},
     )
-
-
-def _mark_of_look(row: SeriesRow) -> str:
-    return fingerprint({}, {"code": code_version(), "series": row.stamp})
 
 
 def _recorded(
