@@ -121,7 +121,7 @@ def disturbed(
                 shutil.rmtree(target, ignore_errors=True)
         process.communicate(timeout=300)
         if process.returncode == 0 and "://" not in target:
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)
     return hit
 
 
