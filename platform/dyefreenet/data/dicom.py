@@ -19,7 +19,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian
 
 from dyefreenet.data.codecs import SYNTAXES, Fragments, decode, frames_at, read_frame
-from dyefreenet.data.files import File, Known, opened, read_header
+from dyefreenet.data.files import PIXEL_DATA, File, Known, opened, read_header
 from dyefreenet.data.frames import MULTI_FRAME, frames_of
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import SeriesError
@@ -388,7 +388,7 @@ def _to_pixels(one: _Slice, stream: BinaryIO) -> bytes:
     implicit, _ = one.header.original_encoding
     # tag, then VR, two reserved bytes and a length of four; implicit VR: tag and length
     tag = stream.read(8 if implicit else 12)
-    return tag if tag[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") else b""
+    return tag if tag[:4] in PIXEL_DATA else b""
 
 
 def _decoded(one: _Slice, signed: bool, room: NDArray[np.int16]) -> NDArray[np.generic]:

@@ -54,6 +54,11 @@ IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # whole volumes, read by SimpleIT
 PACKAGES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 INSIDE = "!/"  # between a package's address and a name in it
 GONE = "gone since it was listed"
+NO_DICOM = "not a DICOM file"
+PIXEL_DATA = (
+    b"\xe0\x7f\x10\x00",
+    b"\x7f\xe0\x00\x10",
+)  # Pixel Data (7FE0,0010), in either byte order
 LEADS_OUT = SeriesError("unreadable", "a link, or a name that leads out of its package")
 
 PATIENT = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10}}  # a silent store is told
@@ -284,8 +289,8 @@ def read_header(
     start = stream.tell()
     head = stream.read(132)
     has_preamble = head[128:] == b"DICM"
-    if not has_preamble and head[:2] not in (b"\x02\x00", b"\x08\x00"):
-        raise SeriesError("unreadable", "not a DICOM file")
+    if not is_dicom(head):
+        raise SeriesError("unreadable", NO_DICOM)
     known = Known() if known is None else known
     inflated: bytes | None = None
     try:
@@ -331,6 +336,15 @@ def _transfer_syntax(text: str) -> UID | None:
     """A transfer syntax of DICOM; None for any other text."""
     syntax = UID(text)
     return syntax if syntax.is_transfer_syntax and not syntax.is_private else None
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file begins like DICOM: with the preamble, or with an element of its first groups.
+
+    Args:
+        head: At least its first 132 bytes, if it has as many.
+    """
+    return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00")
 
 
 def _is_behind_meta(tag: int, vr: str | None, length: int) -> bool:

@@ -28,18 +28,21 @@ from dyefreenet.data.files import (
     IMAGES,
     INSIDE,
     MAX_FILE,
+    NO_DICOM,
     PACKAGES,
+    PIXEL_DATA,
+    is_dicom,
     opened,
     read_header,
     split_packed,
     unpacked,
 )
 from dyefreenet.data.frames import GROUPS, frames_of
+from dyefreenet.data.images import NIFTI
 from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.store import Folder
 
 DICOMDIR = "DICOMDIR"
-NIFTI = (".nii", ".nii.gz")
 HEAD = 64 * 1024  # bytes of a remote file read at first; a header rarely is longer
 TAGS = [
     "ImageType",
@@ -67,7 +70,6 @@ TAGS = [
     *GROUPS,
 ]
 _NUMBERS = {word: BaseTag(tag_for_keyword(word) or 0) for word in TAGS}
-PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # Pixel Data (7FE0,0010) in either byte order
 SAME_MM = 1e-3  # of two pixel spacings
 SAME_DIRECTION = 1e-3  # of two direction cosines
 
@@ -195,12 +197,12 @@ def _remote(root: str, name: str, stamp: str) -> list[pydicom.Dataset] | str:
             raise
         return GONE
     if len(content) == HEAD:
-        if content[128:132] != b"DICM" and content[:2] not in (b"\x02\x00", b"\x08\x00"):
-            return "not a DICOM file"
+        if not is_dicom(content):
+            return NO_DICOM
         try:
             stream = io.BytesIO(content)
             header, _, inflated = read_header(stream, TAGS)
-            if inflated is None and stream.read(4) in PIXELS:
+            if inflated is None and stream.read(4) in PIXEL_DATA:
                 return frames_of(header)
         except SeriesError:
             pass  # cut within its header, in any of many ways: the whole file tells more

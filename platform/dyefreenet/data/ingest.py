@@ -186,7 +186,6 @@ def make_and_write(
             from another copy of the code.
     """
     job, mark = marked
-    target.remove(f"jobs/{job.name}.json")  # of other settings: its shards are about to go
     guard = _guard(config.memory_gib, config.seconds)
     try:
         made, contents = guard.run(prepared, job, config, grid, truth)
@@ -287,6 +286,8 @@ def _recorded(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and outcome of each task: first those that an earlier run left, then what ``do`` gives.
 
+    A record with another mark is removed before anything is done: what it tells of is about to go.
+
     Args:
         marks: What the outcome of each task follows from.
     """
@@ -299,6 +300,8 @@ def _recorded(
             if record["mark"] == marks[name]:
                 done.add(name)
                 yield name, record["outcome"]
+            else:
+                folder.remove(f"{name}.json")
     yield from do(name for name in marks if name not in done)
 
 

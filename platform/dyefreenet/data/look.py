@@ -144,20 +144,28 @@ def _planes(plain: Volume, aligned: Volume) -> list[_Plane]:
 def _body(volume: Volume) -> list[NDArray[np.intp]]:
     """Rows and columns of the body, with a margin; all of them where there is no body."""
     every = max(1, round(_BODY_MM / max(volume.spacing[1:])))  # pixels
-    mask = volume.hu[::2, ::every, ::every] > BODY_HU
-    mask = ndimage.binary_opening(mask, np.ones((1, 3, 3), np.bool_))  # cuts the table's sheet off
-    pieces, found = ndimage.label(mask)
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    seen = (pieces == sizes.argmax()).any(axis=0)
+    seen = body_from_above(volume.hu, every)
     parts = []
     for axis, count in enumerate(volume.hu.shape[1:]):
-        inside = np.flatnonzero(seen.any(axis=1 - axis)) * every
-        beyond = every - 1 + round(_MARGIN_MM / volume.spacing[1 + axis])
-        first = max(0, int(inside[0]) - beyond) if found else 0
-        last = min(count - 1, int(inside[-1]) + beyond) if found else count - 1
+        first, last = 0, count - 1
+        if seen is not None:
+            inside = np.flatnonzero(seen.any(axis=1 - axis)) * every
+            beyond = every - 1 + round(_MARGIN_MM / volume.spacing[1 + axis])
+            first, last = max(first, int(inside[0]) - beyond), min(last, int(inside[-1]) + beyond)
         parts.append(np.arange(first, last + 1))
     return parts
+
+
+def body_from_above(hu: NDArray[np.int16], every: int) -> NDArray[np.bool_] | None:
+    """Where any slice shows the body, by every so many pixels, [h, w]; None without a body."""
+    mask = hu[::2, ::every, ::every] > BODY_HU
+    mask = ndimage.binary_opening(mask, np.ones((1, 3, 3), np.bool_))  # cuts the table's sheet off
+    pieces, count = ndimage.label(mask)
+    if not count:
+        return None
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.asarray((pieces == sizes.argmax()).any(axis=0))
 
 
 def _overlay(plain: Image.Image, contrast: Image.Image) -> Image.Image:

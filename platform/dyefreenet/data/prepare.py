@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
-from dyefreenet.data.align import BODY_HU, Truth, gate, landmarks, register
+from dyefreenet.data.align import Truth, gate, landmarks, register
 from dyefreenet.data.archive import SeriesRow, is_phantom
 from dyefreenet.data.blood import phase_in_image
 from dyefreenet.data.cohort import evidence, known_kernel
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.files import fetch
 from dyefreenet.data.images import read_image_at, read_labels
-from dyefreenet.data.look import look
+from dyefreenet.data.look import body_from_above, look
 from dyefreenet.data.shards import write_slabs
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import SeriesError
@@ -318,14 +317,9 @@ def fit(array: NDArray[Any], size: int, start: tuple[int, int]) -> NDArray[Any]:
 def body_middle(hu: NDArray[np.int16]) -> tuple[float, float] | None:
     """Row and column in the middle of the box around the body; None where there is no body."""
     every = 4  # pixels: enough for the place of a body
-    mask = hu[::2, ::every, ::every] > BODY_HU
-    mask = ndimage.binary_opening(mask, np.ones((1, 3, 3), np.bool_))  # cuts the table's sheet off
-    pieces, count = ndimage.label(mask)
-    if not count:
+    seen = body_from_above(hu, every)
+    if seen is None:
         return None
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    seen = (pieces == sizes.argmax()).any(axis=0)
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     return (
         float(rows[0] + rows[-1] + 1) * every / 2,
