@@ -15,12 +15,14 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import botocore.loaders
 import botocore.session
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -32,7 +34,9 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.httpsession import URLLib3Session
 from botocore.parsers import ResponseParserError
+from botocore.utils import get_environ_proxies, percent_encode
 
 from dyefreenet.errors import ConfigError
 
@@ -98,16 +102,17 @@ class Bucket:
         part = {} if first is None else {"Range": f"bytes=0-{first - 1}"}
 
         def read() -> tuple[bytes, str]:
+            if first is not None:
+                content = _connection().first(self.name, self._key(name), first)
+                if content is not None:
+                    return content, ""
             try:
                 answer = _client().get_object(Bucket=self.name, Key=self._key(name), **part)
             except ClientError as error:
                 if _code(error) == "InvalidRange":  # the first bytes of an empty object
                     return b"", ""
                 raise
-            content: bytes = answer["Body"].read()
-            expected = answer["ContentLength"]
-            if len(content) != expected:
-                raise IncompleteReadError(actual_bytes=len(content), expected_bytes=expected)
+            content = _whole(answer["Body"].read(), answer["ContentLength"])
             sha256, etag = answer["Metadata"].get("sha256", ""), answer["ETag"].strip('"')
             has_key = answer.get("SSECustomerAlgorithm") or "kms" in answer.get(
                 "ServerSideEncryption", ""
@@ -201,6 +206,12 @@ class Bucket:
         return _answer(lambda: getattr(_client(), operation)(Bucket=self.name, **values))
 
 
+def _whole(content: bytes, expected: int) -> bytes:
+    if len(content) != expected:
+        raise IncompleteReadError(actual_bytes=len(content), expected_bytes=expected)
+    return content
+
+
 def _answer(call: Callable[[], T]) -> T:
     """What a call returns, tried again for as long as patience lasts.
 
@@ -269,16 +280,61 @@ def _patience() -> float:
     return seconds
 
 
+@dataclass(frozen=True)
+class _Connection:
+    """botocore's client, and what it is made of where a million small reads need less of it.
+
+    Attributes:
+        credentials: None where there are none; the client says what to do about it.
+        bases: Addresses of the buckets read from so far.
+    """
+
+    client: Any
+    credentials: Any
+    session: URLLib3Session
+    bases: dict[str, str] = field(default_factory=dict)
+
+    def first(self, bucket: str, key: str, count: int) -> bytes | None:
+        """First bytes of an object, in a third of the client's time.
+
+        None where this is not all that it takes: ask the client, which understands any answer.
+        """
+        if self.credentials is None:
+            return None
+        if bucket not in self.bases:
+            signed = self.client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": "k"}
+            )
+            self.bases[bucket] = signed.partition("?")[0].removesuffix("k")
+        request = AWSRequest(
+            "GET",
+            self.bases[bucket] + percent_encode(key, safe="/~"),
+            headers={"Range": f"bytes=0-{count - 1}"},
+        )
+        credentials = self.credentials.get_frozen_credentials()
+        S3SigV4Auth(credentials, "s3", self.client.meta.region_name).add_auth(request)
+        answer = self.session.send(request.prepare())
+        length = answer.headers.get("Content-Length")
+        if answer.status_code != 206 or length is None:
+            return None
+        return _whole(answer.content, int(length))
+
+
 def _client() -> Any:
-    """This process's client; another one once the environment says something else."""
+    return _connection().client
+
+
+def _connection() -> _Connection:
+    """This process's connection; another one once the environment says something else."""
     said = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
     return _connect(os.getpid(), said, _patience())
 
 
 @lru_cache(maxsize=4)
-def _connect(process: int, said: tuple[tuple[str, str], ...], patience: float) -> Any:
+def _connect(process: int, said: tuple[tuple[str, str], ...], patience: float) -> _Connection:
     silence = patience / 4  # so that a server that never answers is asked more than once
     config = Config(
+        signature_version="s3v4",
         connect_timeout=min(silence, 5.0),
         read_timeout=silence,
         retries={"total_max_attempts": 1},
@@ -287,9 +343,16 @@ def _connect(process: int, said: tuple[tuple[str, str], ...], patience: float) -
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())
     try:
-        return session.create_client("s3", config=config)
+        client = session.create_client("s3", config=config)
     except ValueError as error:
         raise OSError(f"{error}; look at AWS_ENDPOINT_URL") from None
+    http = URLLib3Session(
+        verify=session.get_config_variable("ca_bundle") or True,
+        proxies=get_environ_proxies(client.meta.endpoint_url),
+        timeout=(config.connect_timeout, config.read_timeout),
+        max_pool_connections=config.max_pool_connections,
+    )
+    return _Connection(client, session.get_credentials(), http)
 
 
 @lru_cache(maxsize=1)

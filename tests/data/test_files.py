@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import tarfile
 import time
-import warnings
 import zipfile
 import zlib
+from pathlib import Path
 
+import data_store
 import numpy as np
 import pydicom
 import pytest
-from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage
@@ -232,18 +232,39 @@ def test_deflated_files_are_read_and_bombs_are_not(ct, steps):
     assert time.monotonic() - began < 5
 
 
-def odd_files():
-    """pydicom's own test files: old, cut, of other kinds, wrong on purpose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that it would download
-        return [path for path in get_testdata_files("*.dcm") if "dicomdirtests" not in path]
+# The test files of pydicom and of pydicom-data: old, cut, of other kinds, wrong on purpose.
+ODD = [
+    Path(pydicom.__file__).parent / "data" / "test_files",
+    Path(data_store.__file__).parent / "data",
+]
 
 
 def test_every_odd_file_is_read_or_refused_with_a_reason():
     reasons = {}
-    for path in odd_files():
+    for path in [path for folder in ODD for path in folder.iterdir() if path.is_file()]:
         with pytest.raises(SeriesError) as caught:  # all are single images, so "short" at the least
             read_series([path])
-        reasons[path.rpartition("/")[2]] = caught.value.reason
-    assert len(reasons) > 40
+        reasons[path.name] = caught.value.reason
+    assert len(reasons) > 145
     assert reasons["CT_small.dcm"] == "short" and reasons["MR_small.dcm"] == "not-ct"
+
+
+@pytest.mark.parametrize("folder", ODD, ids=["pydicom", "pydicom-data"])
+def test_an_archive_of_odd_files_is_accounted_for(folder):
+    found = survey(folder)
+    files = sum(len(row.files) for row in found.rows) + found.skipped.total()
+    assert files == sum(p.is_file() and p.name != "DICOMDIR" for p in folder.rglob("*"))
+
+
+def test_the_same_bytes_in_two_character_sets_are_two_texts(ct, steps, tmp_path):
+    greek, latin = (pydicom.dcmread(io.BytesIO(file)) for file in ct(steps)[:2])
+    greek.SpecificCharacterSet, latin.SpecificCharacterSet = "ISO_IR 126", "ISO_IR 100"
+    greek.SeriesDescription, latin.SeriesDescription = (
+        "\u0398\u03ce\u03c1\u03b1\u03ba\u03b1\u03c2",
+        "\xc8\xfe\xf1\xe1\xea\xe1\xf2",
+    )
+    latin.SeriesInstanceUID += ".1"
+    for name, header in (("a", greek), ("b", latin)):
+        header.save_as(tmp_path / name)
+    said = {row.description for row in scan(tmp_path)}
+    assert said == {greek.SeriesDescription, latin.SeriesDescription}

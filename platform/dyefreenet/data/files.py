@@ -39,6 +39,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR
 
 from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.store import Folder
@@ -55,10 +56,8 @@ PACKAGES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 INSIDE = "!/"  # between a package's address and a name in it
 GONE = "gone since it was listed"
 NO_DICOM = "not a DICOM file"
-PIXEL_DATA = (
-    b"\xe0\x7f\x10\x00",
-    b"\x7f\xe0\x00\x10",
-)  # Pixel Data (7FE0,0010), in either byte order
+# Pixel Data (7FE0,0010), in either byte order
+PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 LEADS_OUT = SeriesError("unreadable", "a link, or a name that leads out of its package")
 
 PATIENT = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10}}  # a silent store is told
@@ -82,7 +81,7 @@ ROOM = 1 << 20  # bytes to inflate whatever the ratio, and after the pixels of a
 
 @dataclass
 class Known:
-    """Elements of ``USED`` in the headers that were read so far.
+    """Elements in the headers that were read so far: of ``USED``, or of the tags asked for.
 
     Attributes:
         elements: By tag, as bytes and as pydicom understands them.
@@ -274,8 +273,7 @@ def read_header(
     data set is inflated no further than the pixels that it declares.
 
     Args:
-        tags: Keywords to read; None: all. Their values are not looked at: one that is damaged
-            raises when it is asked for.
+        tags: Keywords to read; None: all.
         known: Of the files read before; where this one has the same bytes, it shares their
             elements, which are to be replaced, never changed. Is brought up to date.
 
@@ -338,6 +336,11 @@ def _transfer_syntax(text: str) -> UID | None:
     return syntax if syntax.is_transfer_syntax and not syntax.is_private else None
 
 
+@lru_cache(maxsize=4)
+def _numbers(words: tuple[str, ...]) -> frozenset[int]:
+    return frozenset(int(Tag(word)) for word in words)
+
+
 def is_dicom(head: bytes) -> bool:
     """Whether a file begins like DICOM: with the preamble, or with an element of its first groups.
 
@@ -377,6 +380,7 @@ def _read(
     stream.seek(at)
     if syntax in (None, DeflatedExplicitVRLittleEndian) or group in (b"", b"\0\0"):
         return None
+    wanted = _numbers(tuple(tags)) if tags else USED_TAGS
     implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
     dataset = read_dataset(
         stream,
@@ -384,10 +388,10 @@ def _read(
         little,
         stop_when=_is_pixels,
         defer_size=None if tags else MAX_ELEMENT,
-        specific_tags=[Tag(word) for word in tags] if tags else None,
+        specific_tags=[*wanted] if tags else None,
     )
     found = dict(dataset.items())
-    own, present = _take_over(found, set() if tags else USED_TAGS, known)
+    own, present = _take_over(found, wanted, known)
     meta.set_original_encoding(False, True)
     # pydicom asks the file system about its file, which only matters to values that are left in it.
     whole = stream.tell() - at <= MAX_ELEMENT
@@ -441,7 +445,13 @@ def _is_same(one: Element, other: RawDataElement) -> bool:
         and one.VR == other.VR
         and one.is_little_endian == other.is_little_endian
         and not one.is_implicit_VR  # what VR it has may depend on other elements
+        and (one.VR not in CUSTOMIZABLE_CHARSET_VR or _is_plain_text(one.value))
     )
+
+
+def _is_plain_text(value: bytes) -> bool:
+    """Whether text is the same in all of DICOM's character sets; escapes change to another."""
+    return value.isascii() and b"\x1b" not in value
 
 
 def _inflated(stream: BinaryIO, start: int) -> bytes:

@@ -31,6 +31,7 @@ from dyefreenet.data.files import (
     NO_DICOM,
     PACKAGES,
     PIXEL_DATA,
+    Known,
     is_dicom,
     opened,
     read_header,
@@ -166,22 +167,23 @@ def _headers(
     root: str, stamps: dict[str, str]
 ) -> Iterator[tuple[str, list[pydicom.Dataset] | str]]:
     """Name and headers of each DICOM file, one header a frame, or why there is none."""
+    known = Known()  # files of a series say much in the same bytes
     plain = [name for name in stamps if not name.lower().endswith((*IMAGES, *PACKAGES))]
     for name in stamps:
         if name.lower().endswith(PACKAGES):
             for inside, content in unpacked(f"{root}/{name}"):
                 if not is_hidden(inside):
-                    yield f"{name}{INSIDE}{inside}", _header(content)
+                    yield f"{name}{INSIDE}{inside}", _header(content, known)
     if "://" not in root:
         for name in plain:
-            yield name, _header(Path(root, name))
+            yield name, _header(Path(root, name), known)
         return
     with ThreadPoolExecutor(16) as pool:
-        found = pool.map(lambda name: _remote(root, name, stamps[name]), plain)
+        found = pool.map(lambda name: _remote(root, name, stamps[name], known), plain)
         yield from zip(plain, found, strict=True)
 
 
-def _remote(root: str, name: str, stamp: str) -> list[pydicom.Dataset] | str:
+def _remote(root: str, name: str, stamp: str, known: Known) -> list[pydicom.Dataset] | str:
     """Headers of a remote file, of which no more is read than they need.
 
     Args:
@@ -201,22 +203,22 @@ def _remote(root: str, name: str, stamp: str) -> list[pydicom.Dataset] | str:
             return NO_DICOM
         try:
             stream = io.BytesIO(content)
-            header, _, inflated = read_header(stream, TAGS)
+            header, _, inflated = read_header(stream, TAGS, known)
             if inflated is None and stream.read(4) in PIXEL_DATA:
                 return frames_of(header)
         except SeriesError:
             pass  # cut within its header, in any of many ways: the whole file tells more
         content = Folder(root).read(name, label="one of its files")
-    return _header(content)
+    return _header(content, known)
 
 
-def _header(file: bytes | Path | SeriesError) -> list[pydicom.Dataset] | str:
+def _header(file: bytes | Path | SeriesError, known: Known) -> list[pydicom.Dataset] | str:
     """Headers of a file's frames; a text says why there are none."""
     if isinstance(file, SeriesError):
         return file.detail
     try:
         with opened(file) as stream:
-            header, _, _ = read_header(stream, TAGS)
+            header, _, _ = read_header(stream, TAGS, known)
         return frames_of(header)
     except SeriesError as error:
         return error.detail
