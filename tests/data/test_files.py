@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage
 
 from dyefreenet.data.archive import scan, survey
 from dyefreenet.data.dicom import read_series
-from dyefreenet.data.files import fetch, unpacked
+from dyefreenet.data.files import Known, fetch, read_header, unpacked
 from dyefreenet.errors import SeriesError
 
 
@@ -268,3 +268,38 @@ def test_the_same_bytes_in_two_character_sets_are_two_texts(ct, steps, tmp_path)
         header.save_as(tmp_path / name)
     said = {row.description for row in scan(tmp_path)}
     assert said == {greek.SeriesDescription, latin.SeriesDescription}
+
+
+def test_a_header_compared_with_one_before_it_is_what_it_is_alone(ct, steps):
+    """``Layout``: whatever byte differs, and wherever, the shortcut gives pydicom's answer."""
+    draw = np.random.default_rng(0)
+    first, other = ct(steps)[:2]
+    end = first.index(b"\xe0\x7f\x10\x00OW")
+
+    def read(content, known):
+        stream = io.BytesIO(content)
+        try:
+            header, plain_at, _ = read_header(stream, known=known)
+            raw = [
+                one
+                for part in (header.file_meta, header)
+                for one in map(part.get_item, part.keys())
+            ]
+            return [(one.tag, one.VR, one.value) for one in raw], plain_at, stream.tell()
+        except SeriesError as error:
+            return error.reason, error.detail
+
+    changed = [other.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0")]
+    for _ in range(600):
+        content = bytearray(other)
+        for at in draw.integers(132, end + 4, draw.integers(0, 3)):
+            content[at] = draw.choice([0, 32, 49, 255, content[at] ^ 1])
+        changed.append(bytes(content))
+    shortcuts = 0
+    for content in changed:
+        known = Known()
+        read(first, known)
+        found = read(content, known)
+        assert found == read(content, Known())
+        shortcuts += len(known.layouts) == 1 and len(found) > 2
+    assert shortcuts > 100

@@ -18,16 +18,18 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, MutableSequence, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import fsspec
+import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import data_element_generator, read_dataset
@@ -73,10 +75,32 @@ USED = (  # what reading a series asks of a header
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
 )
 TRANSFER_SYNTAX = 0x00020010
+UNDERSTOOD_FIRST = (TRANSFER_SYNTAX, 0x00080005)  # the other elements are read by these
+LAYOUTS = 8  # a series alternates between few: its numbers have one digit more or less
 USED_TAGS = frozenset(int(Tag(word)) for word in USED)
 PIXELS = frozenset((0x7FE00010, 0x7FE00009, 0x7FE00008))  # Pixel Data, in whole or floating numbers
 MAX_ELEMENT = 1 << 20  # bytes of a value; longer ones stay in their file until they are asked for
 ROOM = 1 << 20  # bytes to inflate whatever the ratio, and after the pixels of a file
+
+
+class Layout(NamedTuple):
+    """The elements of a header, and where they lie.
+
+    Attributes:
+        meta: File Meta, by tag.
+        data: What lies between it and the pixels.
+        content: All of that as bytes, with the tag of Pixel Data behind it, [N].
+        spans: First byte of each value at the top level, and the byte behind it, [V, 2].
+        tags: Of those values: 0 in ``meta`` or 1 in ``data``, and the tag.
+    """
+
+    meta: dict[BaseTag, Element]
+    data: dict[BaseTag, Element]
+    syntax: UID
+    characters: str | MutableSequence[str]
+    content: NDArray[np.uint8] = np.empty(0, np.uint8)
+    spans: NDArray[np.int64] = np.empty((0, 2), np.int64)
+    tags: Sequence[tuple[int, BaseTag]] = ()
 
 
 @dataclass
@@ -87,11 +111,13 @@ class Known:
         elements: By tag, as bytes and as pydicom understands them.
         present: Tags that the last header has; None before there is one to compare with.
         changed: Tags whose elements in the last header are not those of the one before it.
+        layouts: Of the last headers that were laid out otherwise than those before; newest first.
     """
 
     elements: dict[int, tuple[RawDataElement, DataElement]] = field(default_factory=dict)
     present: set[int] | None = None
     changed: set[int] = field(default_factory=set)
+    layouts: list[Layout] = field(default_factory=list)
 
 
 # ---- content -------------------------------------------------------------------------------------
@@ -361,7 +387,7 @@ def _is_pixels(tag: int, vr: str | None, length: int) -> bool:
 def _read(
     stream: BinaryIO, head: bytes, tags: list[str] | None, known: Known
 ) -> pydicom.FileDataset | None:
-    """What ``pydicom.dcmread`` gives, in half of its time, for a file as they usually are.
+    """What ``pydicom.dcmread`` gives, in less of its time, for a file as they usually are.
 
     Args:
         stream: Behind the preamble.
@@ -370,40 +396,105 @@ def _read(
     Returns:
         None where dcmread has to look closer: deflated, no syntax of DICOM's, or a command set.
     """
-    found = {one.tag: one for one in data_element_generator(stream, False, True, _is_behind_meta)}
-    own, _ = _take_over(found, {TRANSFER_SYNTAX}, known)
-    meta = FileMetaDataset(found)
+    begin = stream.tell()
+    laid = None if tags else _laid_out_alike(stream, known.layouts)
+    if laid is None:
+        laid = _parsed(stream, tags)
+        if laid is None:
+            return None
+        if not tags:
+            known.layouts = [_measured(stream, begin, laid), *known.layouts[: LAYOUTS - 1]]
+    meta_found, found = dict(laid.meta), dict(laid.data)
+    own, _ = _take_over(meta_found, {TRANSFER_SYNTAX}, known)
+    meta = FileMetaDataset(meta_found)
     _understand(own, meta, known)
-    syntax = _transfer_syntax(str(meta.get("TransferSyntaxUID") or ""))
-    at = stream.tell()
-    group = stream.read(2)
-    stream.seek(at)
-    if syntax in (None, DeflatedExplicitVRLittleEndian) or group in (b"", b"\0\0"):
-        return None
-    wanted = _numbers(tuple(tags)) if tags else USED_TAGS
-    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
-    dataset = read_dataset(
-        stream,
-        implicit,
-        little,
-        stop_when=_is_pixels,
-        defer_size=None if tags else MAX_ELEMENT,
-        specific_tags=[*wanted] if tags else None,
-    )
-    found = dict(dataset.items())
-    own, present = _take_over(found, wanted, known)
     meta.set_original_encoding(False, True)
+    implicit, little = laid.syntax.is_implicit_VR, laid.syntax.is_little_endian
+    own, present = _take_over(found, _numbers(tuple(tags)) if tags else USED_TAGS, known)
     # pydicom asks the file system about its file, which only matters to values that are left in it.
-    whole = stream.tell() - at <= MAX_ELEMENT
+    whole = stream.tell() - begin <= MAX_ELEMENT
     header = pydicom.FileDataset(
         io.BytesIO() if whole else stream, found, head[:128], meta, implicit, little
     )
-    header.set_original_encoding(implicit, little, dataset.original_character_set)
+    header.set_original_encoding(implicit, little, laid.characters)
     known.changed = set(USED_TAGS) if known.present is None else present ^ known.present
     known.changed.update(int(tag) for tag in own)
     known.present = present
     _understand(own, header, known)
     return header
+
+
+def _parsed(stream: BinaryIO, tags: list[str] | None) -> Layout | None:
+    """The elements of a header, as pydicom finds them; see ``_read``."""
+    meta = {one.tag: one for one in data_element_generator(stream, False, True, _is_behind_meta)}
+    syntax = _transfer_syntax(str(FileMetaDataset(dict(meta)).get("TransferSyntaxUID") or ""))
+    at = stream.tell()
+    group = stream.read(2)
+    stream.seek(at)
+    if syntax in (None, DeflatedExplicitVRLittleEndian) or group in (b"", b"\0\0"):
+        return None
+    dataset = read_dataset(
+        stream,
+        syntax.is_implicit_VR,
+        syntax.is_little_endian,
+        stop_when=_is_pixels,
+        defer_size=None if tags else MAX_ELEMENT,
+        specific_tags=[*_numbers(tuple(tags))] if tags else None,
+    )
+    return Layout(meta, dict(dataset.items()), syntax, dataset.original_character_set)
+
+
+def _measured(stream: BinaryIO, begin: int, laid: Layout) -> Layout:
+    """A layout with its bytes, and where among them values lie.
+
+    Args:
+        stream: At Pixel Data; left there.
+        begin: Where File Meta begins.
+    """
+    end = stream.tell()
+    stream.seek(begin)
+    content = np.frombuffer(stream.read(end + 4 - begin), np.uint8)
+    stream.seek(end)
+    values = sorted(
+        (one.value_tell - begin, one.value_tell - begin + one.length, part, tag)
+        for part, elements in enumerate((laid.meta, laid.data))
+        for tag, one in elements.items()
+        if isinstance(one, RawDataElement) and one.value is not None and tag not in UNDERSTOOD_FIRST
+    )
+    spans = np.array([value[:2] for value in values]).reshape(-1, 2)
+    return laid._replace(content=content, spans=spans, tags=[value[2:] for value in values])
+
+
+def _laid_out_alike(stream: BinaryIO, layouts: Sequence[Layout]) -> Layout | None:
+    """The elements of a header that differs from an earlier one in nothing but values.
+
+    Bytes are compared, which takes a tenth of the time of finding elements one by one.
+
+    Args:
+        stream: At File Meta; moved to Pixel Data if the answer is not None.
+    """
+    begin = stream.tell()
+    ahead = stream.read(max((len(one.content) for one in layouts), default=0))
+    stream.seek(begin)
+    found = np.frombuffer(ahead, np.uint8)
+    for one in layouts:
+        size = len(one.content)
+        if len(found) < size:
+            continue
+        different = np.flatnonzero(found[:size] != one.content)
+        which = np.searchsorted(one.spans[:, 0], different, side="right") - 1
+        if (which < 0).any() or (different >= one.spans[which, 1]).any():
+            continue
+        parts = dict(one.meta), dict(one.data)
+        for number in set(which.tolist()):
+            start, stop = one.spans[number]
+            part, tag = one.tags[number]
+            raw = parts[part][tag]
+            assert isinstance(raw, RawDataElement)
+            parts[part][tag] = raw._replace(value=ahead[start:stop])
+        stream.seek(begin + size - 4)
+        return one._replace(meta=parts[0], data=parts[1])
+    return None
 
 
 def _take_over(

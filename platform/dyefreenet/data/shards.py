@@ -15,6 +15,7 @@ import io
 import json
 from dataclasses import dataclass
 
+import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,9 +100,9 @@ def decode_slice(cell: bytes, height: int, width: int) -> NDArray[np.int16]:
     steps = planes[1].astype(np.uint16)
     steps <<= 8
     steps |= planes[0]
-    values = np.cumsum(steps, axis=1, dtype=np.uint16)
-    values -= (128 * np.arange(1, width + 1)).astype(np.uint16)
-    return values.view(np.int16)
+    steps -= 128
+    imagecodecs.delta_decode(steps, out=steps)  # NumPy's cumsum takes six times as long
+    return steps.view(np.int16)
 
 
 def write_slabs(
