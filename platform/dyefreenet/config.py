@@ -102,12 +102,29 @@ class OptimiserConfig(Frozen):
     gamma: PositiveFloat = 0.1  # step: factor of the fall
 
 
+class AugmentConfig(Frozen):
+    """Random changes of a training sample, plain and contrast alike; the paper has none."""
+
+    flip: Share = 0.0  # chance of left becoming right
+    rotate_degrees: NonNegativeFloat = 0.0  # at most, to either side; so are the next four
+    scale: Share = 0.0  # of the size
+    shift: Share = 0.0  # of the side
+    gain: Share = 0.0  # of the intensity within the window
+    offset: Share = 0.0  # of the window's width
+    noise_hu: NonNegativeFloat = 0.0  # standard deviation at most, on the plain slices alone
+
+
 class StageConfig(OptimiserConfig):
     """What every stage shares; one epoch shows every training slice once."""
 
     epochs: PositiveInt = 25
     batch: PositiveInt = 4  # over all workers together (T3)
     crop: PositiveInt | None = None  # random full-size crop, pixels; None: the whole slice
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"  # of convolutions; weights and losses stay fp32
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # decay of the averaged weights; 0: none
+    patience: PositiveInt | None = None  # epochs without a better validation; None: all epochs
+    keep: Literal["last", "best"] = "last"  # epoch by validation, whose weights the step gives
 
 
 class SslConfig(StageConfig):

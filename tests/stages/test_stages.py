@@ -1,6 +1,7 @@
 """Every stage on one small batch: what learns, what must not, and that a resume changes nothing."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -93,6 +94,44 @@ def test_resuming_equals_never_stopping(name, batch, tmp_path):
         assert {k: float(v) for k, v in one.items()} == {k: float(v) for k, v in two.items()}
     ours, theirs = copy_of(straight.networks), copy_of(resumed.networks)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_averages_lag_behind_and_are_what_a_step_gives(batch, tmp_path):
+    state, code, config = build("pix2pix")
+    state.start_averages()
+    begun = copy_of(state.averages)
+    for _ in range(3):
+        code.step(state, batch, config, RECIPE.grid)
+        state.step += 1
+        state.update_averages(0.9)
+    assert "discriminator" not in state.averages
+    name, key = "generator", "encoder.0.0.weight"
+    new, average = copy_of(state.networks), copy_of(state.averages)
+    way = (average[name, key] - begun[name, key]) / (new[name, key] - begun[name, key])
+    assert 0 < way.median() < 1
+    assert torch.equal(copy_of(state.as_used().networks)[name, key], average[name, key])
+    state.save(tmp_path)
+    other, _, _ = build("pix2pix")
+    other.start_averages()
+    other.load(tmp_path)
+    theirs = copy_of(other.averages)
+    assert all(torch.equal(theirs[k], v) for k, v in copy_of(state.averages).items())
+    saved = json.loads((tmp_path / "state.json").read_text())
+    assert saved["weights"]["generator"] == "average_generator.safetensors"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_bf16_convolutions_leave_weights_and_losses_in_fp32(name, batch):
+    exact, code, config = build(name)
+    rough, _, _ = build(name)
+    expected = code.step(exact, batch, config, RECIPE.grid)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        found = code.step(rough, batch, config, RECIPE.grid)
+    assert all(w.dtype == torch.float32 for n in rough.networks.values() for w in n.parameters())
+    for term, value in found.items():
+        assert value.dtype == torch.float32, term
+        if not term.startswith("gradient") and "accuracy" not in term:
+            assert float(value) == pytest.approx(float(expected[term]), rel=0.05), term
 
 
 def test_a_changed_checkpoint_is_refused(tmp_path):

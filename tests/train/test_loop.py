@@ -1,6 +1,7 @@
 """The loop: epochs, rates, reports, and what it does with a loss that is no number."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ CONFIG = StageConfig(epochs=3, batch=2, lr=0.1, decay_epoch=2, weight_decay=0.0)
 class Line:
     """A stage of one weight that learns the mean of what it sees."""
 
+    SCORE = "quality"
     loss_factor = 1.0
 
     def step(self, state, batch, config, grid):
@@ -29,7 +31,7 @@ class Line:
         return {"slices": float(sum(len(batch["plain"]) for batch in batches))}
 
 
-def run(stage=None, start=0, config=CONFIG):
+def run(stage=None, start=0, config=CONFIG, batches=None):
     torch.manual_seed(0)
     line = nn.Linear(1, 1)
     state = TrainState({"line": line}, {"line": adam(line, config)}, step=start)
@@ -38,7 +40,7 @@ def run(stage=None, start=0, config=CONFIG):
     fit(
         stage or Line(),
         state,
-        iter([batch] * 20),
+        batches or iter([batch] * 20),
         config,
         GridConfig(size=32),
         steps=12,
@@ -46,6 +48,7 @@ def run(stage=None, start=0, config=CONFIG):
         device=torch.device("cpu"),
         validation=lambda: iter([batch] * 3),
         report=reports.append,
+        identify=lambda step: f"sample {step}",
     )
     return state, reports
 
@@ -68,9 +71,49 @@ def test_nan_stops_the_run_and_nothing_is_saved():
     stage = Line()
     stage.loss_factor = math.nan
     reports = []
-    with pytest.raises(FloatingPointError, match="step 4: expected finite losses"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 0: expected finite .* square=nan.* batch was sample 0"
+    ):
         reports += run(stage)[1]
     assert not reports
+
+
+class Worse(Line):
+    """Best in its second epoch."""
+
+    def validate(self, state, batches, config, grid):
+        return {"quality": -abs(state.step - 8.0)}
+
+
+def test_patience_ends_a_run_that_gets_no_better_and_its_resume_too():
+    config = CONFIG.model_copy(update={"patience": 1})
+    state, reports = run(Worse(), config=config)
+    assert [report["score"] for report in reports] == [-4.0, 0.0, -4.0] and state.stale == 1
+    assert state.best == 0.0
+    resumed = TrainState(state.networks, state.optimisers, step=8, best=0.0, stale=1)
+    fit(
+        Worse(),
+        resumed,
+        iter([]),
+        config,
+        GridConfig(size=32),
+        steps=12,
+        epoch_steps=4,
+        device=torch.device("cpu"),
+        validation=lambda: iter([]),
+        report=lambda numbers: None,
+    )
+    assert resumed.step == 8
+
+
+def test_waiting_for_batches_is_told():
+    def slow():
+        while True:
+            time.sleep(0.02)
+            yield {"plain": np.full((2, 3, 4, 4), 100, np.int16)}
+
+    _, reports = run(batches=slow())
+    assert reports[0]["waiting_share"] > 0.5
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dyefreenet.config import AugmentConfig, Phase
 from dyefreenet.data.shards import Slab, SlabRecord
 
 GROUP = 4  # slabs whose slices a lane shuffles together
 
-Batch = dict[str, NDArray[np.int16]]
+PHASES = get_args(Phase)
+Batch = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,16 @@ class Schedule:
         return [
             self.records[slab].path for group in self.groups(lanes, start) for slab in group.slabs
         ]
+
+    def samples(self, step: int) -> list[str]:
+        """Shard file and core slice of every sample of a global batch, for errors."""
+        named = []
+        for lane in range(self.batch):
+            group = self.groups(range(lane, lane + 1), step)[0]
+            inside = [(slab, z) for slab in group.slabs for z in range(self.records[slab].slices)]
+            slab, z = inside[_order(self, group, len(inside))[step - group.first_step]]
+            named.append(f"{self.records[slab].path} slice {z}")
+        return named
 
 
 def schedule(
@@ -121,6 +134,7 @@ def batches(
     crop: int | None = None,
     start: int = 0,
     partners: bool = True,
+    augment: AugmentConfig | None = None,
 ) -> Iterator[Batch]:
     """One worker's part of each global batch, from step ``start`` on.
 
@@ -128,9 +142,11 @@ def batches(
         slabs: Decoded shards in the order of ``plan.paths(lanes, start)``.
         crop: Side of a random square, pixels; None: whole slices.
         partners: False leaves every contrast slice out, where some slices have none.
+        augment: Draws how each sample is to be changed; ``train/augment.py`` changes it.
 
     Yields:
-        ``plain`` and ``contrast``, int16 HU [lanes, 3, H, W].
+        ``plain`` and ``contrast``, int16 HU [lanes, 3, H, W]; ``phase`` of the contrast by its
+        place in ``PHASES``, int64 [lanes]; and ``augment``, float32 [lanes, 8], where it is asked.
     """
     queues: dict[int, Iterator[tuple[Slab, int]]] = {lane: iter(()) for lane in lanes}
     coming = iter(plan.groups(lanes, start))
@@ -145,8 +161,13 @@ def batches(
                 queues[lane] = _shuffled(plan, group, members, skip=max(step - group.first_step, 0))
                 sample = next(queues[lane])
             slab, z = sample
-            item = _windows(slab, z, crop, np.random.default_rng([plan.seed, step, lane]))
-            items.append(item if partners else {"plain": item["plain"]})
+            draw = np.random.default_rng([plan.seed, step, lane])
+            item = _windows(slab, z, crop, draw)
+            if not partners:
+                item.pop("contrast", None)
+            if augment is not None:
+                item["augment"] = drawn(augment, draw)
+            items.append(item)
         yield _stack(items)
 
 
@@ -174,9 +195,14 @@ def _shuffled(
     plan: Schedule, group: Group, members: list[Slab], skip: int
 ) -> Iterator[tuple[Slab, int]]:
     samples = [(slab, z) for slab in members for z in range(len(slab.plain) - 2)]
-    rng = np.random.default_rng([plan.seed, group.lane, group.number])
-    for place in rng.permutation(len(samples))[skip:].tolist():
+    for place in _order(plan, group, len(samples))[skip:]:
         yield samples[place]
+
+
+def _order(plan: Schedule, group: Group, count: int) -> list[int]:
+    rng = np.random.default_rng([plan.seed, group.lane, group.number])
+    places: list[int] = rng.permutation(count).tolist()
+    return places
 
 
 def _windows(slab: Slab, z: int, crop: int | None, rng: np.random.Generator | None) -> Batch:
@@ -186,7 +212,29 @@ def _windows(slab: Slab, z: int, crop: int | None, rng: np.random.Generator | No
         for side in slab.plain.shape[1:]:
             first = int(rng.integers(0, max(side - crop, 0) + 1))
             where = (*where, slice(first, first + crop))
-    window = {"plain": slab.plain[where]}
+    window: Batch = {
+        "plain": slab.plain[where],
+        "phase": np.int64(PHASES.index(slab.phase or "plain")),  # type: ignore[dict-item]
+    }
     if slab.contrast is not None:
         window["contrast"] = slab.contrast[where]
     return window
+
+
+def drawn(augment: AugmentConfig, draw: np.random.Generator) -> NDArray[np.float32]:
+    """How one sample is to be changed, [8]: flip (-1 or 1), angle in radians, scale, shift along x
+    and y in half sides, gain, offset in the units of the network, and noise in HU."""
+    within = draw.uniform(-1, 1, 7)
+    return np.array(
+        [
+            -1.0 if draw.random() < augment.flip else 1.0,
+            np.radians(augment.rotate_degrees) * within[0],
+            1.0 + augment.scale * within[1],
+            2.0 * augment.shift * within[2],
+            2.0 * augment.shift * within[3],
+            1.0 + augment.gain * within[4],
+            2.0 * augment.offset * within[5],
+            augment.noise_hu * abs(within[6]),
+        ],
+        np.float32,
+    )

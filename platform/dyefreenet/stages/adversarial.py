@@ -109,7 +109,7 @@ def update_both(
     if critic is not None:
         judged_real, judged_fake = critic(plain, real), critic(plain, fake.detach())
         loss = losses.discriminator_loss(judged_real, judged_fake, config.d_mse_weight)
-        update(state.optimisers["discriminator"], loss)
+        terms["gradient/discriminator"] = update(state.optimisers["discriminator"], loss)
         terms["discriminator"] = loss.detach()
         right = ((judged_real > 0).float().mean() + (judged_fake < 0).float().mean()) / 2
         terms["discriminator_accuracy"] = right.detach()
@@ -123,7 +123,8 @@ def update_both(
             of_real = eye.features(seen[1])
         features = eye.features(seen[0]), of_real
     generator = generator_terms(score, plain, fake, real, features, config)
-    update(state.optimisers["generator"], torch.stack(list(generator.values())).sum())
+    loss = torch.stack(list(generator.values())).sum()
+    terms["gradient/generator"] = update(state.optimisers["generator"], loss)
     if critic is not None:
         critic.requires_grad_(True)
     return terms | {name: term.detach() for name, term in generator.items()}

@@ -20,6 +20,8 @@ from dyefreenet.stages.adversarial import (
 )
 from dyefreenet.train.state import TrainState, adam
 
+SCORE = "psnr"  # of validation, by which epochs are compared
+
 
 def build(config: BaselineConfig, recipe: Recipe, load: Load) -> TrainState:
     """A U-Net from random weights, and for Pix2Pix a discriminator."""
@@ -49,6 +51,11 @@ def predict(
     return networks["generator"](slices)  # type: ignore[no-any-return]
 
 
+def virtual(state: TrainState, plain: Tensor, config: BaselineConfig, grid: GridConfig) -> Tensor:
+    """What the stage makes of plain triplets at this point of its training; see ``predict``."""
+    return predict(state.networks, plain, grid, config)
+
+
 def validate(
     state: TrainState,
     batches: Iterator[dict[str, Tensor]],
@@ -56,9 +63,7 @@ def validate(
     grid: GridConfig,
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
-    return score_predictions(
-        batches, lambda plain: predict(state.networks, plain, grid, config), grid
-    )
+    return score_predictions(batches, lambda plain: virtual(state, plain, config, grid), grid)
 
 
 def _slices(triplet: Tensor, config: BaselineConfig) -> Tensor:

@@ -17,8 +17,9 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from torch import Tensor
 
-from dyefreenet.config import Phase, Recipe, SslConfig
+from dyefreenet.config import AugmentConfig, Phase, Recipe, SslConfig
 from dyefreenet.data.shards import Slab, SlabRecord, read_records, read_slab
 from dyefreenet.data.slices import (
     Batch,
@@ -33,11 +34,13 @@ from dyefreenet.runtime import Share
 from dyefreenet.stages import STAGES
 from dyefreenet.store import Folder
 from dyefreenet.train.loop import Numbers, fit
+from dyefreenet.train.sight import Sight, shown_slices, strip_of
 from dyefreenet.train.state import load_tensors, load_weights
 
 READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
 READERS = 2  # processes that fetch for one worker; each new one costs seconds to start
 TOGETHER = 8  # shards fetched by one task
+DIVERGED = "diverged.txt"  # why a training was given up
 PORTION = 64  # shards read ahead at a time: a few hundred megabytes at 512x512
 
 
@@ -99,6 +102,7 @@ def make_trainer(
             "target": target.uri,
             "threads": share.threads,
             "ticker": ticker,
+            "mark": name,
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -110,7 +114,9 @@ def make_trainer(
             name=name,
             storage_path=target.uri,
             failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(  # Ray keeps the best and the last
+                num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="max"
+            ),
             callbacks=list(callbacks),
         ),
     )
@@ -131,23 +137,33 @@ def train(
         Facts for the manifest: digests of the files and the last epoch's figures.
 
     Raises:
+        DyeFreeNetError: A loss was not finite.
         StoreError: The last checkpoint did not come back as it was saved.
     """
     step = run / stage
     name = f"train-{fingerprint}"
+    if step.exists(DIVERGED):
+        step.remove(DIVERGED)
     result = make_trainer(recipe, stage, run, step, name, workers, share, ticker).fit()
+    if step.exists(DIVERGED):
+        raise DyeFreeNetError(
+            f"{stage}: {step.read(DIVERGED).decode()}; look at that sample, or lower {stage}.lr"
+        )
     if result.checkpoint is None:
         raise DyeFreeNetError(f"{stage}: expected a checkpoint at the end, found none")
+    checkpoint, figures = result.checkpoint, result.metrics
+    if STAGES[stage].config(recipe).keep == "best":
+        checkpoint, figures = max(result.best_checkpoints or (), key=lambda one: one[1]["score"])
     files = {}
-    with result.checkpoint.as_directory() as folder:
+    with checkpoint.as_directory() as folder:
         saved = json.loads((Path(folder) / "state.json").read_text())
-        for network in saved["networks"]:
-            file = f"{network}.safetensors"
+        for network, file in saved["weights"].items():
             content = (Path(folder) / file).read_bytes()
             load_tensors(content, saved["sha256"][file], f"{step}: checkpoint, {file}")
-            files[f"weights/{file}"] = step.write(f"weights/{file}", content)
+            target = f"weights/{network}.safetensors"
+            files[target] = step.write(target, content)
     files["metrics.jsonl"] = hashlib.sha256(step.read("metrics.jsonl")).hexdigest()
-    return {"files": files, "figures": result.metrics}
+    return {"files": files, "figures": figures}
 
 
 def worker(payload: dict[str, Any]) -> None:
@@ -162,7 +178,10 @@ def worker(payload: dict[str, Any]) -> None:
     chief, device = rank == 0, get_device()
 
     torch.manual_seed(recipe.seed)  # every worker starts from the same weights
-    state = spec.code.build(config, recipe, lambda step: load_weights(run / step)).to(device)
+    state = spec.code.build(config, recipe, lambda step: load_weights(run / step))
+    if config.ema:
+        state.start_averages()
+    state.to(device)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
@@ -173,6 +192,21 @@ def worker(payload: dict[str, Any]) -> None:
     epoch_steps = steps_per_epoch(records, config.batch)
     lanes = worker_lanes(config.batch, rank, workers)
     history = _history(target, state.step) if chief else []
+    sight = Sight(target, stage, payload["mark"], config.model_dump()) if chief else None
+
+    def held_out() -> Iterator[Slab]:
+        for one in records_of(ingest, stage, "validation", recipe.ingest.phase):
+            yield read_slab(ingest.read(one.path, one.sha256))
+
+    shown = shown_slices(held_out()) if chief and hasattr(spec.code, "virtual") else None
+
+    def strip() -> bytes:
+        def virtual(plain: Tensor) -> Tensor:
+            made: Tensor = spec.code.virtual(state.as_used(), plain, config, recipe.grid)
+            return made
+
+        assert shown is not None
+        return strip_of(virtual, state, shown, recipe.grid, device)
 
     def report(numbers: Numbers) -> None:
         """Every worker reports, or the others wait for ever; one of them uploads."""
@@ -182,15 +216,15 @@ def worker(payload: dict[str, Any]) -> None:
                 history.append(numbers)
                 lines = "".join(json.dumps(entry) + "\n" for entry in history)
                 target.write("metrics.jsonl", lines.encode())
+                assert sight is not None
+                sight.tell(numbers, strip() if shown is not None else None)
             saved = ray.train.Checkpoint.from_directory(folder) if chief else None
             ray.train.report(numbers, saved)
 
     def validation() -> Iterator[Batch]:
         """A small set, once an epoch: read here, since a Ray Data run costs more than it saves."""
         if chief:
-            held_out = records_of(ingest, stage, "validation", recipe.ingest.phase)
-            slabs = (read_slab(ingest.read(one.path, one.sha256)) for one in held_out)
-            yield from in_order(slabs, config.batch)
+            yield from in_order(held_out(), config.batch)
 
     told = time.monotonic()
 
@@ -209,20 +243,26 @@ def worker(payload: dict[str, Any]) -> None:
         config.crop,
         state.step,
         partners=not isinstance(config, SslConfig),
+        augment=None if config.augment == AugmentConfig() else config.augment,
     )
-    fit(
-        spec.code,  # type: ignore[arg-type]  # a module with the functions of the protocol
-        state,
-        coming,
-        config,
-        recipe.grid,
-        steps=plan.steps,
-        epoch_steps=epoch_steps,
-        device=device,
-        validation=validation,
-        report=report,
-        tick=tick,
-    )
+    try:
+        fit(
+            spec.code,  # type: ignore[arg-type]  # a module with the functions of the protocol
+            state,
+            coming,
+            config,
+            recipe.grid,
+            steps=plan.steps,
+            epoch_steps=epoch_steps,
+            device=device,
+            validation=validation,
+            report=report,
+            tick=tick,
+            identify=lambda step: ", ".join(plan.samples(step)),
+        )
+    except FloatingPointError as error:  # a second try would go the same way
+        if chief:
+            target.write(DIVERGED, str(error).encode())
 
 
 def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:

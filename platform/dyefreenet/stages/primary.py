@@ -18,6 +18,8 @@ from dyefreenet.stages.adversarial import (
 )
 from dyefreenet.train.state import TrainState, adam
 
+SCORE = "psnr"  # of validation, by which epochs are compared
+
 
 def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
     """G from the SSL weights (or random, the ablation), a new D, and the frozen feature network."""
@@ -44,6 +46,13 @@ def predict(networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig) -> 
     return to_full(networks["generator"](to_half(plain)), plain, grid.upsample)
 
 
+def virtual(
+    state: TrainState, plain: Tensor, config: CascadeStageConfig, grid: GridConfig
+) -> Tensor:
+    """What the stage makes of plain triplets at this point of its training; see ``predict``."""
+    return predict(state.networks, plain, grid)
+
+
 def validate(
     state: TrainState,
     batches: Iterator[dict[str, Tensor]],
@@ -51,4 +60,4 @@ def validate(
     grid: GridConfig,
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
-    return score_predictions(batches, lambda plain: predict(state.networks, plain, grid), grid)
+    return score_predictions(batches, lambda plain: virtual(state, plain, config, grid), grid)

@@ -20,6 +20,8 @@ from dyefreenet.stages.adversarial import (
 )
 from dyefreenet.train.state import TrainState, adam
 
+SCORE = "psnr"  # of validation, by which epochs are compared
+
 
 def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
     """G from the primary's weights, a new D; the primary itself is frozen and feeds G."""
@@ -55,6 +57,13 @@ def predict(networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig) -> 
     return to_full(networks["generator"](initial), plain, grid.upsample)
 
 
+def virtual(
+    state: TrainState, plain: Tensor, config: CascadeStageConfig, grid: GridConfig
+) -> Tensor:
+    """What the stage makes of plain triplets at this point of its training; see ``predict``."""
+    return predict(state.networks | {"primary": state.frozen["primary"]}, plain, grid)
+
+
 def validate(
     state: TrainState,
     batches: Iterator[dict[str, Tensor]],
@@ -62,5 +71,4 @@ def validate(
     grid: GridConfig,
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
-    networks = state.networks | {"primary": state.frozen["primary"]}
-    return score_predictions(batches, lambda plain: predict(networks, plain, grid), grid)
+    return score_predictions(batches, lambda plain: virtual(state, plain, config, grid), grid)

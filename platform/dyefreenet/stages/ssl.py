@@ -15,6 +15,8 @@ from dyefreenet.models.scale import to_half
 from dyefreenet.stages.adversarial import Load
 from dyefreenet.train.state import TrainState, adam, update
 
+SCORE = "accuracy"  # of validation, by which epochs are compared
+
 
 def build(config: SslConfig, recipe: Recipe, load: Load) -> TrainState:
     """The whole high-resolution generator (S3) and three fully connected layers on top (S4)."""
@@ -47,9 +49,9 @@ def step(
     inputs, classes = versions(to_half(batch["plain"]), config.coefficients)
     logits = state.networks["head"](state.networks["generator"](inputs))
     loss = intensity_loss(logits, classes)
-    update(state.optimisers["both"], loss)
+    norm = update(state.optimisers["both"], loss)
     accuracy = (logits.argmax(1) == classes).float().mean()
-    return {"cross_entropy": loss.detach(), "accuracy": accuracy}
+    return {"cross_entropy": loss.detach(), "accuracy": accuracy, "gradient/generator": norm}
 
 
 def validate(

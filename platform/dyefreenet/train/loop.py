@@ -13,13 +13,16 @@ from torch import Tensor
 from dyefreenet import hu
 from dyefreenet.config import GridConfig, OptimiserConfig, StageConfig
 from dyefreenet.data.slices import Batch
-from dyefreenet.train.state import TrainState, mean_over_workers
+from dyefreenet.train.augment import augmented
+from dyefreenet.train.state import TrainState, mean_over_workers, of_first_worker
 
 Numbers = dict[str, float]
 
 
 class Stage(Protocol):
     """What the loop asks of a stage; each file of ``stages/`` is one."""
+
+    SCORE: str  # figure of ``validate`` by which one epoch is better than another; more is better
 
     def step(
         self, state: TrainState, batch: dict[str, Tensor], config: StageConfig, grid: GridConfig
@@ -49,52 +52,81 @@ def fit(
     validation: Callable[[], Iterator[Batch]],
     report: Callable[[Numbers], None],
     tick: Callable[[int, float], None] = lambda step, rate: None,
+    identify: Callable[[int], str] = lambda step: "",
 ) -> None:
     """Train from ``state.step`` to ``steps``; validate and report at the end of every epoch.
 
+    It ends before if ``config.patience`` epochs in a row were no better than one before them.
+
     Args:
         batches: This worker's part of each global batch, from ``state.step`` on.
-        validation: Opens the validation batches anew; may yield nothing.
+        validation: Opens the validation batches anew; may yield nothing, as on all workers but one.
         report: Takes the epoch's figures and saves; called by every worker alike.
         tick: Told the step and the slices per second, for a progress line.
+        identify: What the batch of a step was made of, for errors.
 
     Raises:
-        FloatingPointError: A loss is not finite; nothing is saved.
+        FloatingPointError: A loss or gradient is not finite, on whichever worker; all workers raise
+            it in the same step, and nothing is saved.
     """
-    sums: dict[str, Tensor] = {}
-    began, counted = time.monotonic(), 0
+    names: list[str] = []
+    sums = torch.zeros(())
+    began, waited, counted = time.monotonic(), 0.0, 0
     for network in state.networks.values():
         network.train()
-    for batch in batches:
+    while state.step < steps and not _is_stale(state, config):
+        asked = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - asked
         epoch = state.step / epoch_steps
         for optimiser in state.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, epoch) * group["factor"]
-        for name, term in stage.step(state, to_network(batch, grid, device), config, grid).items():
-            sums[name] = sums[name] + term.detach() if name in sums else term.detach().clone()
+        inputs = to_network(batch, grid, device)
+        # Weights change within a step, so no copy of them in bf16 may outlive its use.
+        with torch.autocast(
+            device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
+        ):
+            terms = stage.step(state, inputs, config, grid)
+        names = list(terms)
+        values = mean_over_workers(torch.stack([term.detach().float() for term in terms.values()]))
+        if not torch.isfinite(values).all():
+            told = ", ".join(f"{k}={v:.4g}" for k, v in zip(names, values.tolist(), strict=True))
+            raise FloatingPointError(
+                f"step {state.step}: expected finite losses and gradients, found {told}; nothing "
+                f"of this epoch was saved; the batch was {identify(state.step)}"
+            )
+        sums = sums.to(device) + values
         state.step += 1
+        if config.ema:
+            state.update_averages(config.ema)
         counted += 1
         tick(state.step, counted * config.batch / max(time.monotonic() - began, 1e-9))
         if state.step % epoch_steps and state.step < steps:
             continue
-        totals = mean_over_workers(torch.stack(list(sums.values()))) / counted
-        numbers = {f"loss/{name}": float(total) for name, total in zip(sums, totals, strict=True)}
-        if not all(map(math.isfinite, numbers.values())):
-            raise FloatingPointError(
-                f"step {state.step}: expected finite losses, found {numbers}; nothing was saved"
-            )
         seconds = time.monotonic() - began
+        means = dict(zip(names, (sums / counted).tolist(), strict=True))
+        numbers = {name if "/" in name else f"loss/{name}": mean for name, mean in means.items()}
         numbers |= {
             "epoch": state.step / epoch_steps,
             "step": float(state.step),
             "lr": learning_rate(config, epoch),
             "slices_per_second": counted * config.batch / seconds,
+            "waiting_share": waited / seconds,
         }
-        numbers |= validate(stage, state, validation(), config, grid, device)
+        numbers |= validate(stage, state.as_used(), validation(), config, grid, device)
+        # Without validation, later is better.
+        score = numbers.get(f"validation/{stage.SCORE}", float(state.step))
+        numbers["score"] = score = of_first_worker(score, device)
+        state.best, state.stale = (
+            (score, 0) if score > state.best else (state.best, state.stale + 1)
+        )
         report(numbers)
-        sums, counted, began = {}, 0, time.monotonic()
-        if state.step >= steps:
-            return
+        sums, counted, began, waited = torch.zeros(()), 0, time.monotonic(), 0.0
+
+
+def _is_stale(state: TrainState, config: StageConfig) -> bool:
+    return config.patience is not None and state.stale >= config.patience
 
 
 def validate(
@@ -106,13 +138,14 @@ def validate(
     device: torch.device,
 ) -> Numbers:
     """The stage's validation figures, networks in eval mode meanwhile."""
-    for network in state.networks.values():
+    were_training = [network for network in state.networks.values() if network.training]
+    for network in were_training:
         network.eval()
     with torch.inference_mode():
         figures = stage.validate(
             state, (to_network(batch, grid, device) for batch in batches), config, grid
         )
-    for network in state.networks.values():
+    for network in were_training:
         network.train()
     return {f"validation/{name}": value for name, value in figures.items()}
 
@@ -120,17 +153,17 @@ def validate(
 def to_network(batch: Batch, grid: GridConfig, device: torch.device) -> dict[str, Tensor]:
     """int16 HU [B, 3, H, W] to float [-1, 1] on the device, where the arithmetic is cheap.
 
-    Channels lie last in memory: a tenth of a training step less on CPU (measured).
+    Channels lie last in memory: a tenth of a training step less on CPU (measured). What is no image
+    goes to the device as it is.
     """
-    return {
-        name: hu.to_network(
-            torch.from_numpy(values)
-            .to(device)
-            .to(torch.float32, memory_format=torch.channels_last),
-            grid.window,
-        )
-        for name, values in batch.items()
-    }
+    tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
+    for name, values in tensors.items():
+        if values.dtype == torch.int16:
+            wide = values.to(torch.float32, memory_format=torch.channels_last)
+            tensors[name] = hu.to_network(wide, grid.window)
+    if "augment" in tensors:
+        tensors = augmented(tensors, grid.window[1] - grid.window[0])
+    return tensors
 
 
 def learning_rate(config: OptimiserConfig, epoch: float) -> float:

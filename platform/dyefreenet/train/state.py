@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -28,12 +30,36 @@ class TrainState:
     networks: dict[str, nn.Module]
     optimisers: dict[str, torch.optim.Optimizer]
     frozen: dict[str, nn.Module] = field(default_factory=dict)  # given by other steps, not saved
+    averages: dict[str, nn.Module] = field(default_factory=dict)  # of networks, by the same names
     step: int = 0
+    best: float = -math.inf  # score of an epoch so far
+    stale: int = 0  # epochs since then
+
+    def start_averages(self) -> None:
+        """Keep an average of every network's weights but the discriminator's, from now on."""
+        for name, network in self.networks.items():
+            if name != "discriminator":
+                self.averages[name] = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update_averages(self, decay: float) -> None:
+        """Exponential average; it forgets its start sooner in the first steps than later on."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for name, average in self.averages.items():
+            network = self.networks[name]
+            torch._foreach_lerp_([*average.parameters()], [*network.parameters()], 1 - decay)
+            for kept, new in zip(average.buffers(), network.buffers(), strict=True):
+                kept.copy_(new)
+
+    def as_used(self) -> TrainState:
+        """With the networks that a finished step gives: the averages, where there are any."""
+        return replace(self, networks=self.networks | self.averages)
 
     def to(self, device: torch.device) -> TrainState:
         """Before ``load``: Adam's moments go where their weights are."""
-        for network in (*self.networks.values(), *self.frozen.values()):
-            network.to(device)
+        for networks in (self.networks, self.frozen, self.averages):
+            for network in networks.values():
+                network.to(device)
         return self
 
     def save(self, folder: Path) -> None:
@@ -41,6 +67,8 @@ class TrainState:
         contents = {
             f"{name}.safetensors": network.state_dict() for name, network in self.networks.items()
         }
+        for name, average in self.averages.items():
+            contents[f"average_{name}.safetensors"] = average.state_dict()
         for name, optimiser in self.optimisers.items():
             contents[f"optimiser_{name}.safetensors"] = _flat(optimiser)
         digests = {}
@@ -48,7 +76,15 @@ class TrainState:
             content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
             (folder / file).write_bytes(content)
             digests[file] = hashlib.sha256(content).hexdigest()
-        facts = {"step": self.step, "networks": list(self.networks), "sha256": digests}
+        files = {name: f"{name}.safetensors" for name in self.networks}
+        files |= {name: f"average_{name}.safetensors" for name in self.averages}
+        facts = {
+            "step": self.step,
+            "best": None if math.isinf(self.best) else self.best,
+            "stale": self.stale,
+            "weights": files,  # what a finished step gives
+            "sha256": digests,
+        }
         (folder / "state.json").write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
@@ -64,9 +100,12 @@ class TrainState:
 
         for name, network in self.networks.items():
             network.load_state_dict(read(f"{name}.safetensors"))
+        for name, average in self.averages.items():
+            average.load_state_dict(read(f"average_{name}.safetensors"))
         for name, optimiser in self.optimisers.items():
             _unflatten(optimiser, read(f"optimiser_{name}.safetensors"))
-        self.step = saved["step"]
+        self.step, self.stale = saved["step"], saved["stale"]
+        self.best = -math.inf if saved["best"] is None else saved["best"]
 
 
 def load_tensors(content: bytes, sha256: str, name: str) -> dict[str, Tensor]:
@@ -115,23 +154,25 @@ def adam(network: nn.Module, config: OptimiserConfig, factor: float = 1.0) -> to
     )
 
 
-def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Backward, mean of the gradients over the workers, one step."""
+def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Backward, mean of the gradients over the workers, one step; the norm of the gradient."""
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [
+        weight.grad
+        for group in optimiser.param_groups
+        for weight in group["params"]
+        if weight.grad is not None
+    ]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        gradients = [
-            weight.grad
-            for group in optimiser.param_groups
-            for weight in group["params"]
-            if weight.grad is not None
-        ]
         flat = mean_over_workers(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
         ):
             gradient.copy_(mean.view_as(gradient))
+    norm = torch.nn.utils.get_total_norm(gradients)
     optimiser.step()
+    return norm
 
 
 def mean_over_workers(values: Tensor) -> Tensor:
@@ -140,6 +181,15 @@ def mean_over_workers(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= dist.get_world_size()
     return values
+
+
+def of_first_worker(value: float, device: torch.device) -> float:
+    """What the first worker has, known to all."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, src=0)
+    return float(shared)
 
 
 def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
