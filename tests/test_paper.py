@@ -61,7 +61,7 @@ def test_d1_d2_ssl_learns_from_plain_series_and_the_cascade_from_pairs_of_one_ph
     ingest.publish("mark", {}, files={"slabs.json": digest_of(tmp_path / "slabs.json")})
 
     def read(stage, split):
-        return [record.path for record in records_of(ingest, stage, split, PAPER.ingest.phase)]
+        return [record.path for record in records_of(ingest, stage, split, PAPER.phases(stage))]
 
     assert (read("ssl", "train"), read("primary", "train")) == (["a"], ["b"])
     assert read("refine", "test") == ["d"]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dyefreenet import hu, recipes
-from dyefreenet.config import BaselineConfig, GridConfig, Recipe
+from dyefreenet.config import PHASES, BaselineConfig, GridConfig, Phase, Recipe
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import InputError, StoreError
 from dyefreenet.models.generators import HighResolutionGenerator, UNet
@@ -33,9 +33,10 @@ class Method:
     """One row of the final table: full-size triplets in, virtual slices out."""
 
     name: str
-    predict: Callable[[Tensor], Tensor]  # [B, 3, H, W] to [B, 1 or 3, H, W], in [-1, 1]
+    predict: Callable[[Tensor, Tensor], Tensor]  # [B, 3, H, W] and phases [B] to [B, 1 or 3, H, W]
     multiple: int  # of which H and W must be
     weights_sha256: str
+    phases: tuple[Phase, ...] = ("arterial",)  # that it can make
 
 
 class Cascade:
@@ -77,6 +78,7 @@ class Cascade:
         volume: Volume,
         method: str = "refine",
         tick: Callable[[int, int], None] = lambda done, total: None,
+        phase: Phase | None = None,
     ) -> Volume:
         """Virtual contrast on the volume's own voxels.
 
@@ -87,14 +89,23 @@ class Cascade:
         Args:
             volume: Plain CT in HU.
             tick: Told slices done and in all.
+            phase: That is wanted; None: the one that the recipe names.
+
+        Raises:
+            InputError: No such method, or it has not learnt this phase.
         """
-        chosen = self.method(method)
+        chosen, phase = self.method(method), phase or self.recipe.ingest.phase
+        if phase not in chosen.phases:
+            raise InputError(
+                f"phase {phase}: {method} has learnt {', '.join(chosen.phases)}; train with "
+                "generator.target_phase=true for several"
+            )
         source = volume.hu.astype(np.float32)
         total = len(source)
         change, votes = np.zeros_like(source), np.zeros(total, np.float32)
         for z in range(total):
             places = [max(z - 1, 0), z, min(z + 1, total - 1)]
-            changes = self._changes(source[places], volume.spacing[1:], chosen)
+            changes = self._changes(source[places], volume.spacing[1:], chosen, phase)
             if len(changes) == 1:
                 change[z], votes[z] = changes[0], 1
             else:  # G4: a slice is predicted by each triplet that holds it
@@ -113,7 +124,11 @@ class Cascade:
         return self.predict(Volume(plain, (1.0, pixel, pixel)), method).hu
 
     def _changes(
-        self, triplet: NDArray[np.float32], pixel: tuple[float, float], method: Method
+        self,
+        triplet: NDArray[np.float32],
+        pixel: tuple[float, float],
+        method: Method,
+        phase: Phase,
     ) -> NDArray[np.float32]:
         """What the contrast agent would add, HU [n, H, W].
 
@@ -132,7 +147,7 @@ class Cascade:
             seen = resize(own, size)
             padded = pad_to(seen, 2 * method.multiple)
             plain = hu.to_network(padded, grid.window)
-            virtual = method.predict(plain)
+            virtual = method.predict(plain, torch.tensor([PHASES.index(phase)]))
             every = slice(1, 2)
             if virtual.shape[1] == 3:
                 every = slice(None) if grid.average_overlap else every
@@ -180,9 +195,12 @@ def _method(
         baseline = config
         return Method(
             name,
-            lambda plain: baselines.predict(nets, plain.to(device), grid, baseline).cpu(),
+            lambda plain, phase: baselines.predict(
+                nets, plain.to(device), grid, baseline, phase.to(device)
+            ).cpu(),
             unet.multiple,
             sha256,
+            recipe.phases(name),
         )
     generator = HighResolutionGenerator(recipe.generator)
     nets = {"generator": network(name, generator)}
@@ -191,7 +209,8 @@ def _method(
     code = refine if name == "refine" else primary
     return Method(
         name,
-        lambda plain: code.predict(nets, plain.to(device), grid).cpu(),
+        lambda plain, phase: code.predict(nets, plain.to(device), grid, phase.to(device)).cpu(),
         generator.multiple,
         sha256,
+        recipe.phases(name),
     )

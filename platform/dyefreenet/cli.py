@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dyefreenet import __version__, recipes
-from dyefreenet.config import IngestConfig, Recipe
+from dyefreenet.config import PHASES, IngestConfig, Recipe
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, ResourceError
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
@@ -182,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
         "--run", default=SHIPPED, help="run folder (default: the weights that come with us)"
     )
     generate.add_argument("--method", default="refine", help="row of the table (default: refine)")
+    generate.add_argument(
+        "--phase",
+        choices=PHASES[1:],
+        help="contrast phase to make (default: the one that the run's recipe names)",
+    )
     generate.add_argument(
         "--any-phase", action="store_true", help="take a series whose headers show contrast agent"
     )
@@ -441,6 +446,7 @@ def _generate(options: argparse.Namespace) -> None:
         cascade,
         options.method,
         any_phase=options.any_phase,
+        phase=options.phase,
         tick=lambda done, total: progress.tick("generate", done, total, "slices"),
     )
     seconds = time.monotonic() - began

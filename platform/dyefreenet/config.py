@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 Phase = Literal["plain", "arterial", "portal", "delayed"]
+PHASES: tuple[Phase, ...] = get_args(Phase)  # by whose places networks and samples name them
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -89,6 +90,7 @@ class GeneratorConfig(Frozen):
     levels: Annotated[int, Field(ge=2, le=6)] = 5
     norm: Literal["batch", "group", "none"] = "batch"
     residual: bool = False  # predict what the contrast agent adds to the slice
+    target_phase: bool = False  # told which phase to make; it then learns all of ingest.keep
 
 
 class OptimiserConfig(Frozen):
@@ -193,6 +195,11 @@ class Recipe(Frozen):
     baselines: bool = True  # also train U-Net and U-Net+Pix2Pix (E2)
     ablation: bool = True  # also train the primary without SSL (E4)
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def phases(self, stage: str) -> tuple[Phase, ...]:
+        """Contrast phases that a stage learns."""
+        own = getattr(getattr(self, stage.removesuffix("_scratch")), "generator", self.generator)
+        return self.ingest.keep if own.target_phase else (self.ingest.phase,)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -17,10 +17,16 @@ def cascade(average=False, steps=(0.0, 0.1, 0.2)):
     """A method that adds the same to each channel: 0, 40 and 80 HU."""
     recipe = recipes.load("demo", [f"grid.average_overlap={str(average).lower()}"])
 
-    def predict(plain):
+    def predict(plain, phase):
         return plain + plain.new_tensor(steps)[None, :, None, None]
 
     return Cascade(recipe, {"refine": Method("refine", predict, 2, "ab" * 32)})
+
+
+def test_a_phase_that_was_not_learnt_is_refused():
+    volume = Volume(np.full((4, 16, 16), 40, np.int16), (3.0, 1.5, 1.5))
+    with pytest.raises(InputError, match="phase portal: refine has learnt arterial"):
+        cascade().predict(volume, phase="portal")
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,33 @@ def test_bf16_convolutions_leave_weights_and_losses_in_fp32(name, batch):
             assert float(value) == pytest.approx(float(expected[term]), rel=0.05), term
 
 
+@pytest.mark.parametrize("name", ["unet", "primary_scratch"])
+def test_one_network_makes_the_phase_that_it_is_told(name, batch):
+    """The same plain slice has two phases; a network that is told tells them apart."""
+    torch.manual_seed(0)
+    told = SMALL.model_copy(update={"target_phase": True})
+    recipe = RECIPE.model_copy(
+        update={"generator": told, "unet": RECIPE.unet.model_copy(update={"generator": told})}
+    )
+    assert recipe.phases(name) == ("arterial", "portal", "delayed")
+    assert RECIPE.phases(name) == ("arterial",)
+    spec = STAGES[name]
+    changes = {"mse_weight": 10.0, "adversarial_weight": 0.0, "perceptual_weight": 0.0, "lr": 1e-2}
+    changes = {k: v for k, v in changes.items() if k in type(spec.config(recipe)).model_fields}
+    config = spec.config(recipe).model_copy(update=changes)
+    state = spec.code.build(config, recipe, {}.__getitem__)
+    plain = batch["plain"][:1].expand(2, -1, -1, -1) * 0.5
+    shifts = torch.tensor([0.3, -0.3])[:, None, None, None]
+    both = {"plain": plain, "contrast": plain + shifts, "phase": torch.tensor([1, 2])}
+    untold = spec.code.virtual(state, {"plain": plain}, config, recipe.grid)
+    first = spec.code.virtual(state, both, config, recipe.grid)
+    assert torch.allclose(first, untold, atol=1e-5)
+    for _ in range(150):
+        spec.code.step(state, both, config, recipe.grid)
+    made = spec.code.virtual(state, both, config, recipe.grid)
+    assert float((made[0] - made[1]).detach().mean()) == pytest.approx(0.6, abs=0.15)
+
+
 def test_a_changed_checkpoint_is_refused(tmp_path):
     state, _, _ = build("unet")
     state.save(tmp_path)
@@ -212,14 +239,16 @@ def test_validation_of_identity_is_perfect_and_of_a_shift_is_known():
     grid = GridConfig(window=(-200.0, 600.0))
     real = torch.zeros(2, 3, 8, 8)
     batch = {"plain": real - 0.5, "contrast": real}  # 200 HU below: every pixel enhances
-    exact = score_predictions(iter([batch]), lambda plain: plain + 0.5, grid)
+    exact = score_predictions(iter([batch]), lambda batch: batch["plain"] + 0.5, grid)
     assert exact["enhanced_mae_hu"] == 0.0 and exact["psnr"] > 100
-    shifted = score_predictions(iter([batch]), lambda plain: plain + 0.6, grid)  # 40 HU off
+    shifted = score_predictions(
+        iter([batch]), lambda batch: batch["plain"] + 0.6, grid
+    )  # 40 HU off
     assert shifted["enhanced_mae_hu"] == pytest.approx(40.0, rel=1e-4)
     assert shifted["psnr"] == pytest.approx(
         20 * torch.log10(torch.tensor(800 / 40.0)).item(), rel=1e-4
     )
-    assert score_predictions(iter([]), lambda plain: plain, grid) == {}
+    assert score_predictions(iter([]), lambda batch: batch["plain"], grid) == {}
 
 
 def test_the_table_names_only_stages_that_exist():

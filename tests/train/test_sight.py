@@ -29,7 +29,7 @@ def test_the_strip_shows_each_patient_once_and_the_difference_in_grey():
     assert shown["plain"].shape == (2, 3, 32, 32) and shown["plain"][1, 1, 0, 0] == 200
     state = TrainState({"g": nn.Identity()}, {})
     grid = GridConfig(size=32)
-    strip = strip_of(lambda plain: plain, state, shown, grid, torch.device("cpu"))
+    strip = strip_of(lambda batch: batch["plain"], state, shown, grid, torch.device("cpu"))
     pixels = np.asarray(Image.open(io.BytesIO(strip)))
     assert pixels.shape == (64, 128)
     # 0 HU, 100 HU, 0 HU in a window of -200 to 600; -100 HU of difference from -200 to 200.

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dyefreenet.config import AugmentConfig, Phase
+from dyefreenet.config import PHASES, AugmentConfig
 from dyefreenet.data.shards import Slab, SlabRecord
 
 GROUP = 4  # slabs whose slices a lane shuffles together
 
-PHASES = get_args(Phase)
 Batch = dict[str, NDArray[Any]]
 
 
@@ -205,6 +204,11 @@ def _order(plan: Schedule, group: Group, count: int) -> list[int]:
     return places
 
 
+def phase_number(phase: str) -> int:
+    """A slab's phase by its place in ``PHASES``; that of a series without a partner is plain."""
+    return [*PHASES].index(phase or "plain")  # type: ignore[arg-type]
+
+
 def _windows(slab: Slab, z: int, crop: int | None, rng: np.random.Generator | None) -> Batch:
     """The 3-slice windows around core slice ``z``, cut to the same square."""
     where: tuple[slice, ...] = (slice(z, z + 3),)
@@ -214,7 +218,7 @@ def _windows(slab: Slab, z: int, crop: int | None, rng: np.random.Generator | No
             where = (*where, slice(first, first + crop))
     window: Batch = {
         "plain": slab.plain[where],
-        "phase": np.int64(PHASES.index(slab.phase or "plain")),  # type: ignore[dict-item]
+        "phase": np.array(phase_number(slab.phase)),
     }
     if slab.contrast is not None:
         window["contrast"] = slab.contrast[where]

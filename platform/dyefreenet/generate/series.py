@@ -12,6 +12,7 @@ import numpy as np
 
 from dyefreenet import __version__
 from dyefreenet.cascade import Cascade
+from dyefreenet.config import Phase
 from dyefreenet.data.archive import SeriesRow, scan
 from dyefreenet.data.cohort import plain_only
 from dyefreenet.data.dicom import read_series
@@ -49,6 +50,7 @@ def generate(
     method: str = "refine",
     made_on: datetime | None = None,
     any_phase: bool = False,
+    phase: Phase | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Generated:
     """Virtual contrast of the one plain series that ``source`` holds.
@@ -58,6 +60,7 @@ def generate(
         target: Folder for DICOM; for NIfTI a file that ends in .nii or .nii.gz. Local or ``s3://``.
         made_on: Date of the series; None: now.
         any_phase: Take a series whose headers show contrast agent, or that a network made.
+        phase: That is to be made; None: the one that the recipe names.
 
     Raises:
         InputError: There is no series, or more than one; or the target is where the source lies.
@@ -72,7 +75,7 @@ def generate(
             )
         with local_image(source) as local:
             plain, axes = read_image(local), image_axes(local)
-        virtual = cascade.predict(plain, method, tick)
+        virtual = cascade.predict(plain, method, tick, phase)
         # Voxel [i, j, k] of the output is voxel [i, j, k] of the input, whichever way its axes run.
         _put_nifti(virtual, path, axes)
         return Generated(plain, virtual, path, 1)
@@ -87,7 +90,7 @@ def generate(
     if not any_phase:
         _require_plain(rows[0])
     series = read_series(fetch(rows[0].files))
-    virtual = cascade.predict(series.volume, method, tick)
+    virtual = cascade.predict(series.volume, method, tick, phase)
     if to_file:
         _put_nifti(virtual, target)
         return Generated(series.volume, virtual, target, 1)
@@ -97,7 +100,7 @@ def generate(
         Folder(target),
         model_id=f"DyeFreeNet {__version__} {cascade.recipe.name} {method}",
         weights_sha256=cascade.method(method).weights_sha256,
-        phase=cascade.recipe.ingest.phase,
+        phase=phase or cascade.recipe.ingest.phase,
         made_on=now,
     )
     return Generated(series.volume, virtual, target, len(names))

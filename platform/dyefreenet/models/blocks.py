@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+
+from dyefreenet.config import PHASES
 
 Norm = Literal["batch", "group", "none"]
 
@@ -50,6 +53,25 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
         groups = 8 if channels % 8 == 0 else 1
         return nn.GroupNorm(groups, channels)
     return nn.Identity()
+
+
+class PhaseShift(nn.Module):
+    """Tells a network which phase to make: a learnt addend for each feature of each level.
+
+    All are 0 at first, so a network that is told starts as one that is not.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        still = [torch.zeros(len(PHASES), width) for width in widths]
+        self.levels = nn.ModuleList(nn.Embedding.from_pretrained(w, freeze=False) for w in still)
+
+    def forward(self, level: int, features: Tensor, phase: Tensor | None) -> Tensor:
+        """[B, C, H, W] to the same shape; ``phase`` by its place in ``PHASES``, [B]."""
+        if phase is None:
+            return features
+        addend: Tensor = self.levels[level](phase)
+        return features + addend[:, :, None, None].to(features.dtype)
 
 
 class DoubleConv(nn.Sequential):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dyefreenet.config import GeneratorConfig
-from dyefreenet.models.blocks import DoubleConv
+from dyefreenet.models.blocks import DoubleConv, PhaseShift
 
 # B batch, C channels, H W pixels, L levels. A triplet is the slice below, the slice, the one above.
 
@@ -31,14 +31,19 @@ class HighResolutionGenerator(nn.Module):
             DoubleConv(widths[level] + widths[level + 1], widths[level], config.norm)
             for level in reversed(range(config.levels - 1))
         )
+        self.phase = PhaseShift(widths) if config.target_phase else None
         self.texture = nn.Conv2d(config.base + channels, 10, 1)  # G3: last map and input
         self.leave = nn.Conv2d(10, channels, 1)
         if self.residual:  # starts as the identity: what is not learnt yet is not enhanced
             nn.init.zeros_(self.leave.weight)
             nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
-    def features(self, triplet: Tensor) -> list[Tensor]:
-        """What every convolutional block yields, encoder first (the maps of Eq. 5's third term)."""
+    def features(self, triplet: Tensor, phase: Tensor | None = None) -> list[Tensor]:
+        """What every convolutional block yields, encoder first (the maps of Eq. 5's third term).
+
+        Args:
+            phase: That is wanted, by its place in ``PHASES``, [B]; None: nothing is told.
+        """
         encoded: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             if level == 0:
@@ -49,7 +54,7 @@ class HighResolutionGenerator(nn.Module):
                     for source, feature in enumerate(encoded)
                 ]
                 incoming = torch.cat(earlier, dim=1)
-            encoded.append(block(incoming))
+            encoded.append(_told(self.phase, level, block(incoming), phase))
         rising, decoded = encoded[-1], []
         for block, skip in zip(self.decoder, reversed(encoded[:-1]), strict=True):
             upsampled = F.interpolate(rising, scale_factor=2, mode="bilinear", align_corners=False)
@@ -57,10 +62,10 @@ class HighResolutionGenerator(nn.Module):
             decoded.append(rising)
         return encoded + decoded
 
-    def forward(self, triplet: Tensor) -> Tensor:
+    def forward(self, triplet: Tensor, phase: Tensor | None = None) -> Tensor:
         """[B, C, H, W] in [-1, 1] to the same shape; it may overshoot: ``hu`` clips."""
-        last = self.features(triplet)[-1]
-        predicted = self.leave(F.relu(self.texture(torch.cat([last, triplet], dim=1))))
+        last = self.features(triplet, phase)[-1]
+        predicted = _exact(self.leave, F.relu(self.texture(torch.cat([last, triplet], dim=1))))
         return triplet + predicted if self.residual else predicted
 
 
@@ -80,20 +85,32 @@ class UNet(nn.Module):
             DoubleConv(widths[level] + widths[level + 1], widths[level], config.norm)
             for level in reversed(range(config.levels - 1))
         )
+        self.phase = PhaseShift(widths) if config.target_phase else None
         self.leave = nn.Conv2d(config.base, channels, 1)
         if self.residual:
             nn.init.zeros_(self.leave.weight)
             nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
-    def forward(self, slices: Tensor) -> Tensor:
-        """[B, C, H, W] in [-1, 1] to the same shape."""
+    def forward(self, slices: Tensor, phase: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] in [-1, 1] to the same shape; ``phase`` by its place in ``PHASES``, [B]."""
         skips: list[Tensor] = []
         rising = slices
         for level, block in enumerate(self.encoder):
             rising = block(F.max_pool2d(rising, 2) if level else rising)
+            rising = _told(self.phase, level, rising, phase)
             skips.append(rising)
         for block, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
             upsampled = F.interpolate(rising, scale_factor=2, mode="bilinear", align_corners=False)
             rising = block(torch.cat([upsampled, skip], dim=1))
-        predicted = self.leave(rising)
+        predicted = _exact(self.leave, rising)
         return slices + predicted if self.residual else predicted
+
+
+def _told(shift: PhaseShift | None, level: int, features: Tensor, phase: Tensor | None) -> Tensor:
+    return features if shift is None else shift(level, features, phase)
+
+
+def _exact(last: nn.Conv2d, features: Tensor) -> Tensor:
+    """The last convolution in the precision of its weights: bf16 has steps of 3 HU near 1."""
+    with torch.autocast(features.device.type, enabled=False):
+        return last(features.to(last.weight.dtype))  # type: ignore[no-any-return]

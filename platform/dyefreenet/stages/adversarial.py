@@ -131,20 +131,20 @@ def update_both(
 
 
 def score_predictions(
-    batches: Iterator[dict[str, Tensor]], predict: Callable[[Tensor], Tensor], grid: GridConfig
+    batches: Iterator[dict[str, Tensor]],
+    predict: Callable[[dict[str, Tensor]], Tensor],
+    grid: GridConfig,
 ) -> dict[str, float]:
     """PSNR in the window, and error where the true scan enhances, over all validation slices.
 
     Args:
         batches: ``plain`` and ``contrast`` triplets, [B, 3, H, W] in [-1, 1].
-        predict: Plain triplets to virtual slices, [B, 1 or 3, H, W]; the centre one is scored.
+        predict: Batches to virtual slices, [B, 1 or 3, H, W]; the centre one is scored.
     """
     low, high = grid.window
     squares = count = missed = enhanced = 0.0
     for batch in batches:
-        plain, fake, real = map(
-            centre, (batch["plain"], predict(batch["plain"]), batch["contrast"])
-        )
+        plain, fake, real = map(centre, (batch["plain"], predict(batch), batch["contrast"]))
         error = (fake.clamp(-1, 1) - real) * (high - low) / 2  # HU
         where = (real - plain).abs() * (high - low) / 2 > ENHANCED_HU
         squares += float((error * error).sum())

@@ -37,23 +37,33 @@ def step(
 ) -> dict[str, Tensor]:
     """One update of each network at full size; ``half`` makes the U-Net itself work at half."""
     plain, real = (_slices(batch[name], config) for name in ("plain", "contrast"))
-    fake = predict(state.networks, batch["plain"], grid, config)
+    fake = virtual(state, batch, config, grid)
     return update_both(state, plain, fake, real, config)
 
 
 def predict(
-    networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig, config: BaselineConfig
+    networks: dict[str, nn.Module],
+    plain: Tensor,
+    grid: GridConfig,
+    config: BaselineConfig,
+    phase: Tensor | None = None,
 ) -> Tensor:
-    """Full-size triplets in, virtual slices out, [B, 1 or 3, H, W] in [-1, 1]."""
+    """Full-size triplets in, virtual slices out, [B, 1 or 3, H, W] in [-1, 1].
+
+    Args:
+        phase: That is wanted, by its place in ``PHASES``, [B].
+    """
     slices = _slices(plain, config)
     if config.half:
-        return to_full(networks["generator"](to_half(slices)), slices, grid.upsample)
-    return networks["generator"](slices)  # type: ignore[no-any-return]
+        return to_full(networks["generator"](to_half(slices), phase), slices, grid.upsample)
+    return networks["generator"](slices, phase)  # type: ignore[no-any-return]
 
 
-def virtual(state: TrainState, plain: Tensor, config: BaselineConfig, grid: GridConfig) -> Tensor:
-    """What the stage makes of plain triplets at this point of its training; see ``predict``."""
-    return predict(state.networks, plain, grid, config)
+def virtual(
+    state: TrainState, batch: dict[str, Tensor], config: BaselineConfig, grid: GridConfig
+) -> Tensor:
+    """What the stage makes of a batch at this point of its training; see ``predict``."""
+    return predict(state.networks, batch["plain"], grid, config, batch.get("phase"))
 
 
 def validate(
@@ -63,7 +73,7 @@ def validate(
     grid: GridConfig,
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
-    return score_predictions(batches, lambda plain: virtual(state, plain, config, grid), grid)
+    return score_predictions(batches, lambda batch: virtual(state, batch, config, grid), grid)
 
 
 def _slices(triplet: Tensor, config: BaselineConfig) -> Tensor:

@@ -58,8 +58,8 @@ class Ticker:
         return self._latest
 
 
-def records_of(ingest: Folder, stage: str, split: str, phase: Phase) -> list[SlabRecord]:
-    """Index lines of the shards that a stage reads, of the contrast phase that is learnt.
+def records_of(ingest: Folder, stage: str, split: str, phases: Sequence[Phase]) -> list[SlabRecord]:
+    """Index lines of the shards that a stage reads, of the contrast phases that are learnt.
 
     SSL needs no partner: it learns from the plain-only series (D1), and where an archive has none,
     from the plain side of the training pairs.
@@ -68,7 +68,7 @@ def records_of(ingest: Folder, stage: str, split: str, phase: Phase) -> list[Sla
         InputError: There are none for training.
     """
     records = read_records(ingest)
-    found = [record for record in records if record.split == split and record.phase == phase]
+    found = [record for record in records if record.split == split and record.phase in phases]
     if stage == "ssl" and split == "train":
         found = [record for record in records if record.split == "ssl"] or found
     if not found and split == "train":
@@ -187,7 +187,7 @@ def worker(payload: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state.load(Path(folder))
 
-    records = records_of(ingest, stage, "train", recipe.ingest.phase)
+    records = records_of(ingest, stage, "train", recipe.phases(stage))
     plan = schedule(records, config.batch, config.epochs, recipe.seed)
     epoch_steps = steps_per_epoch(records, config.batch)
     lanes = worker_lanes(config.batch, rank, workers)
@@ -195,14 +195,14 @@ def worker(payload: dict[str, Any]) -> None:
     sight = Sight(target, stage, payload["mark"], config.model_dump()) if chief else None
 
     def held_out() -> Iterator[Slab]:
-        for one in records_of(ingest, stage, "validation", recipe.ingest.phase):
+        for one in records_of(ingest, stage, "validation", recipe.phases(stage)):
             yield read_slab(ingest.read(one.path, one.sha256))
 
     shown = shown_slices(held_out()) if chief and hasattr(spec.code, "virtual") else None
 
     def strip() -> bytes:
-        def virtual(plain: Tensor) -> Tensor:
-            made: Tensor = spec.code.virtual(state.as_used(), plain, config, recipe.grid)
+        def virtual(batch: dict[str, Tensor]) -> Tensor:
+            made: Tensor = spec.code.virtual(state.as_used(), batch, config, recipe.grid)
             return made
 
         assert shown is not None

@@ -36,21 +36,28 @@ def step(
 ) -> dict[str, Tensor]:
     """One update of each network; all at half size."""
     plain, real = to_half(batch["plain"]), to_half(batch["contrast"])  # [B, 3, H/2, W/2]
-    fake = state.networks["generator"](plain)
+    fake = state.networks["generator"](plain, batch.get("phase"))
     seen = (fake, real) if "features" in state.frozen else None
     return update_both(state, plain, fake, real, config, seen)
 
 
-def predict(networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig) -> Tensor:
-    """Full-size triplets in, full-size virtual triplets out, [B, 3, H, W] in [-1, 1]."""
-    return to_full(networks["generator"](to_half(plain)), plain, grid.upsample)
+def predict(
+    networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig, phase: Tensor | None = None
+) -> Tensor:
+    """Full-size triplets in, full-size virtual triplets out, [B, 3, H, W] in [-1, 1].
+
+    Args:
+        phase: That is wanted, by its place in ``PHASES``, [B].
+    """
+    return to_full(networks["generator"](to_half(plain), phase), plain, grid.upsample)
 
 
 def virtual(
-    state: TrainState, plain: Tensor, config: CascadeStageConfig, grid: GridConfig
+    state: TrainState, batch: dict[str, Tensor], config: CascadeStageConfig, grid: GridConfig
 ) -> Tensor:
-    """What the stage makes of plain triplets at this point of its training; see ``predict``."""
-    return predict(state.networks, plain, grid)
+    """What the stage makes of a batch at this point of its training; see ``predict``."""
+    networks = state.networks
+    return predict(networks, batch["plain"], grid, batch.get("phase"))
 
 
 def validate(
@@ -60,4 +67,4 @@ def validate(
     grid: GridConfig,
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
-    return score_predictions(batches, lambda plain: virtual(state, plain, config, grid), grid)
+    return score_predictions(batches, lambda batch: virtual(state, batch, config, grid), grid)

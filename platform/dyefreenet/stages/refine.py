@@ -43,25 +43,32 @@ def step(
 
     The feature network has learnt at half size, so that is where it looks.
     """
-    plain, real = batch["plain"], batch["contrast"]  # [B, 3, H, W]
+    plain, real, phase = batch["plain"], batch["contrast"], batch.get("phase")
     with torch.no_grad():
-        initial = state.frozen["primary"](to_half(plain))
-    fake = to_full(state.networks["generator"](initial), plain, grid.upsample)
+        initial = state.frozen["primary"](to_half(plain), phase)
+    fake = to_full(state.networks["generator"](initial, phase), plain, grid.upsample)
     seen = (to_half(fake), to_half(real)) if "features" in state.frozen else None
     return update_both(state, plain, fake, real, config, seen)
 
 
-def predict(networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig) -> Tensor:
-    """Full-size triplets in, full-size virtual triplets out, [B, 3, H, W] in [-1, 1]."""
-    initial = networks["primary"](to_half(plain))
-    return to_full(networks["generator"](initial), plain, grid.upsample)
+def predict(
+    networks: dict[str, nn.Module], plain: Tensor, grid: GridConfig, phase: Tensor | None = None
+) -> Tensor:
+    """Full-size triplets in, full-size virtual triplets out, [B, 3, H, W] in [-1, 1].
+
+    Args:
+        phase: That is wanted, by its place in ``PHASES``, [B].
+    """
+    initial = networks["primary"](to_half(plain), phase)
+    return to_full(networks["generator"](initial, phase), plain, grid.upsample)
 
 
 def virtual(
-    state: TrainState, plain: Tensor, config: CascadeStageConfig, grid: GridConfig
+    state: TrainState, batch: dict[str, Tensor], config: CascadeStageConfig, grid: GridConfig
 ) -> Tensor:
-    """What the stage makes of plain triplets at this point of its training; see ``predict``."""
-    return predict(state.networks | {"primary": state.frozen["primary"]}, plain, grid)
+    """What the stage makes of a batch at this point of its training; see ``predict``."""
+    networks = state.networks | {"primary": state.frozen["primary"]}
+    return predict(networks, batch["plain"], grid, batch.get("phase"))
 
 
 def validate(
@@ -71,4 +78,4 @@ def validate(
     grid: GridConfig,
 ) -> dict[str, float]:
     """Windowed PSNR and error of enhanced pixels, at full size."""
-    return score_predictions(batches, lambda plain: virtual(state, plain, config, grid), grid)
+    return score_predictions(batches, lambda batch: virtual(state, batch, config, grid), grid)

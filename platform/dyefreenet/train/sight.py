@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dyefreenet.config import GridConfig
 from dyefreenet.data.shards import Slab
-from dyefreenet.data.slices import Batch
+from dyefreenet.data.slices import Batch, phase_number
 from dyefreenet.errors import ConfigError
 from dyefreenet.hu import from_network
 from dyefreenet.store import Folder
@@ -77,11 +77,12 @@ def shown_slices(slabs: Iterable[Slab]) -> Batch | None:
     return {
         "plain": np.stack([slab.plain[z - 1 : z + 2] for slab, z in places]),
         "contrast": np.stack([cast(Any, slab.contrast)[z - 1 : z + 2] for slab, z in places]),
+        "phase": np.array([phase_number(slab.phase) for slab, _ in places]),
     }
 
 
 def strip_of(
-    virtual: Callable[[Tensor], Tensor],
+    virtual: Callable[[dict[str, Tensor]], Tensor],
     state: TrainState,
     shown: Batch,
     grid: GridConfig,
@@ -90,7 +91,7 @@ def strip_of(
     """Plain, true, virtual and their difference beside each other, one slice under another, PNG.
 
     Args:
-        virtual: Plain triplets, [B, 3, H, W] in [-1, 1], to virtual slices.
+        virtual: A batch, slices in [-1, 1], to virtual slices, [B, 1 or 3, H, W].
         shown: Of ``shown_slices``.
     """
     networks = state.as_used().networks
@@ -98,7 +99,7 @@ def strip_of(
         network.eval()
     inputs = to_network(shown, grid, device)
     with torch.inference_mode():
-        made = virtual(inputs["plain"])
+        made = virtual(inputs)
     for network in state.networks.values():
         network.train()
     low, high = grid.window
