@@ -205,6 +205,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(describe)
     describe.set_defaults(call=_describe)
 
+    bench = commands.add_parser(
+        "bench",
+        help="how fast this machine trains",
+        description="Times the training step of a stage on made-up slices, and says what share it "
+        "reaches of the rate of convolutions alone, measured in the same run.",
+    )
+    bench.add_argument("what", choices=["train"], help="the training step")
+    bench.add_argument("--stage", default="primary", help="stage to time (default: primary)")
+    bench.add_argument("--steps", type=int, default=5, help="steps to time (default: 5)")
+    bench.add_argument("--batch", type=int, help="slices a step (default: the recipe's)")
+    bench.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    bench.add_argument("--threads", type=int, help="of torch on the CPU (default: all cores)")
+    _add_recipe(bench)
+    bench.set_defaults(call=_bench)
+
     report = commands.add_parser("report", help="write the report page of a run again")
     _add_recipe(report)
     report.set_defaults(call=_report)
@@ -471,6 +486,30 @@ def _describe(options: argparse.Namespace) -> None:
     print(f"{'network':<30}{'slice':>8}{'parameters':>14}{'GFLOP/slice':>14}")
     for row in describe(recipe):
         print(f"{row.name:<30}{row.size:>8}{row.parameters:>14,}{row.gflop:>14.2f}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks as it starts
+    import torch
+
+    from dyefreenet.stages import STAGES
+    from dyefreenet.stages.bench import bench_step
+
+    recipe = recipes.load(options.recipe, options.set)
+    if options.stage not in STAGES:
+        raise InputError(f"--stage: expected one of {', '.join(STAGES)}, found {options.stage!r}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--device: expected a device of this machine, found {name!r}: {reason}"
+        ) from None
+    print(bench_step(recipe, options.stage, device, options.steps, options.batch))
 
 
 def _report(options: argparse.Namespace) -> None:
