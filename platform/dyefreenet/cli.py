@@ -34,6 +34,9 @@ EPILOG = """examples:
   dyefreenet sweep --recipe demo --stage primary --trials 6
   dyefreenet describe --recipe paper
 
+Patients and series are named by salted hashes. The salt is kept beside the runs; set
+DYEFREENET_SALT to have the same names everywhere.
+
 Virtual contrast is for research only. No image made here may be used for diagnosis.
 """
 
@@ -104,10 +107,24 @@ def _parser() -> argparse.ArgumentParser:
     ingest = commands.add_parser(
         "ingest",
         help="archives to training shards",
-        description="The ingest step of a run; or, with -i and -o, any archive into any folder.",
+        description="The ingest step of a run; or, with -i and -o, any archive into any folder: "
+        "DICOM (also zipped, or with a DICOMDIR), NIfTI, NRRD, MetaImage. Plain and contrast "
+        "series of a study become pairs, plain ones without a partner serve SSL. "
+        "OUTPUT/quality.html shows what was taken, OUTPUT/excluded.parquet why the rest was not. "
+        "Registration and pixel size are the recipe's. What an earlier run did stays; a run that "
+        "was killed goes on.",
     )
     ingest.add_argument(
-        "-i", "--input", action="append", help="archive: folder, s3://, zip, tar; repeatable"
+        "-i",
+        "--input",
+        action="append",
+        metavar="ARCHIVE",
+        help="folder, file, s3://, zip or tar; repeatable",
+    )
+    ingest.add_argument(
+        "--phases",
+        metavar="FILE.csv",
+        help="what headers and images do not say: the table of 'dyefreenet pairs --review', edited",
     )
     ingest.add_argument("-o", "--output", help="folder or s3:// for the shards and their books")
     ingest.add_argument("--json", action="store_true", help="print the account as one object")
@@ -123,7 +140,19 @@ def _parser() -> argparse.ArgumentParser:
         "delayed or ignore) and give it back with --phases here, or with "
         "--set ingest.phases_csv=FILE to a run.",
     )
-    pairs.add_argument("-i", "--input", required=True, help="archive: folder, s3://, zip, tar")
+    pairs.add_argument(
+        "-i",
+        "--input",
+        action="append",
+        required=True,
+        metavar="ARCHIVE",
+        help="folder, file, s3://, zip or tar; repeatable",
+    )
+    pairs.add_argument(
+        "--keys-of",
+        metavar="OUTPUT",
+        help="name series by the keys of this ingest folder, as its messages and pages do",
+    )
     pairs.add_argument("--review", metavar="FILE.csv", help="write the table; it names series")
     pairs.add_argument("--phases", metavar="FILE.csv", help="read the edited table")
     pairs.add_argument("--json", action="store_true", help="print the account as one object")
@@ -141,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         "--catalogue",
         default="idc",
         help="CSV or Parquet with a row a series, or 'idc' for the Imaging Data Commons' own, from "
-        'pip install "dyefreenet[nlst]" (default: idc)',
+        "pip install idc-index-data (default: idc)",
     )
     plan.add_argument("-o", "--output", help="folder or s3:// for plan.csv and summary.json")
     plan.add_argument("--rules", help="YAML of the rules to change")
@@ -303,47 +332,71 @@ def _ingest(options: argparse.Namespace) -> None:
     from dyefreenet.report import write_quality
 
     recipe, _ = _open(options)
+    config = recipe.ingest
+    if options.phases:
+        config = config.model_copy(update={"phases_csv": str(Path(options.phases).absolute())})
     target = Folder(options.output)
     progress = Progress()
     for uri in options.input:
         if not Folder(uri).exists():
             raise InputError(f"{uri}: expected an archive, found nothing")
+        if f"{target.uri}/".startswith(f"{Folder(uri).uri.rstrip('/')}/"):
+            raise InputError(
+                f"{target}: expected a folder outside of the archive {uri}, which stays as it is"
+            )
     target.require_writable()
     target.remove(MANIFEST)  # until the end, what lies there is half-made
     runtime.connect(options.verbose)
     facts = ingest(
-        recipe.ingest,
+        config,
         recipe.grid,
         paired=[Folder(uri) for uri in options.input],
-        plain=[Folder(uri) for uri in recipe.ingest.plain],
+        plain=[Folder(uri) for uri in config.plain],
         target=target,
         salt=salt_of(target),
         train=False,
         report=lambda unit, done, total: progress.tick("ingest", done, total, unit),
     )
     page = write_quality(target)
-    config = {name: getattr(recipe, name).model_dump(mode="json") for name in ("ingest", "grid")}
-    target.publish(fingerprint(config, {}), config, **facts)
+    if facts["used"]:
+        settings = {
+            "ingest": config.model_dump(mode="json"),
+            "grid": recipe.grid.model_dump(mode="json"),
+        }
+        target.publish(fingerprint(settings, {}), settings, **facts)
+    excluded = f"{target}/excluded.parquet"
     if options.json:
-        print(json.dumps(facts, indent=1))
-        return
-    print(f"{facts['series']} series found, {facts['used']} used, {facts['failed']} failed")
-    for phase, count in facts["pairs"].items():
-        print(f"  {count} pairs of plain and {phase}")
-    print(f"  {facts['ssl_series']} plain series without partner")
-    for reason, count in facts["refused"].items():
-        print(f"  {count} refused: {reason}")
-    for why, count in facts["skipped_files"].items():
-        print(f"  {count} files passed over: {why}")
-    print(f"every refused series and why: {target}/excluded.parquet\npictures: {page}")
+        print(json.dumps(facts | {"excluded": excluded, "page": str(page)}, indent=1))
+    else:
+        print(f"{facts['series']} series found, {facts['used']} used, {facts['failed']} failed")
+        for phase, count in facts["pairs"].items():
+            print(f"  {count} pairs of plain and {phase}")
+        print(f"  {facts['ssl_series']} plain series without partner")
+        for reason, count in facts["refused"].items():
+            print(f"  {count} refused: {reason}")
+        for why, count in facts["skipped_files"].items():
+            print(f"  {count} files passed over: {why}")
+        print(f"every refused series and why: {excluded}\npictures: {page}")
+    if nowhere := facts.get("phases_csv_rows_without_series"):
+        print(
+            f"NOTE: {_rows(nowhere)} of {config.phases_csv} named no series here", file=sys.stderr
+        )
+    if not facts["used"]:
+        raise InputError(
+            f"{', '.join(options.input)}: found no series that can be used; see {page}"
+        )
 
 
 def _pairs(options: argparse.Namespace) -> None:
-    from dyefreenet.data.archive import scan
+    from dyefreenet.data.archive import survey
     from dyefreenet.data.cohort import pair, review
 
     phases = IngestConfig().keep
-    rows = scan(options.input, phases=options.phases and str(Path(options.phases).absolute()))
+    table = options.phases and str(Path(options.phases).absolute())
+    salt = salt_of(Folder(options.keys_of)) if options.keys_of else ""
+    found = [survey(uri, salt, table) for uri in options.input]
+    rows = list({row.key: row for one in found for row in one.rows}.values())
+    skipped = sum((one.skipped for one in found), Counter[str]())
     pairs, refused = pair(rows, phases)
     counts = Counter(one.phase for one in pairs)
     reasons = Counter(one.reason for one in refused)
@@ -353,8 +406,12 @@ def _pairs(options: argparse.Namespace) -> None:
             writer = csv.DictWriter(stream, lines[0])
             writer.writeheader()
             writer.writerows(lines)
+    if table and (nowhere := frozenset.intersection(*(one.unnamed for one in found))):
+        print(
+            f"NOTE: {_rows(len(nowhere))} of {options.phases} named no series here", file=sys.stderr
+        )
     if options.json:
-        told = {"series": len(rows), "pairs": counts, "refused": reasons}
+        told = {"series": len(rows), "pairs": counts, "refused": reasons, "skipped_files": skipped}
         print(json.dumps(told, indent=1, sort_keys=True))
         return
     print(f"{len(rows)} series by their headers")
@@ -364,10 +421,16 @@ def _pairs(options: argparse.Namespace) -> None:
         print(f"  {count} series: {reason}")
         for one in [one for one in refused if one.reason == reason][:3]:
             print(f"      {one.row.key}: {one.detail}")
+    for why, count in sorted(skipped.items()):
+        print(f"  {count} files passed over: {why}")
     if options.review:
         print(f"{options.review}: correct its column 'phase' and give it back with --phases")
     elif reasons:
         print("--review FILE.csv writes a table to correct")
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def _plan(options: argparse.Namespace) -> None:

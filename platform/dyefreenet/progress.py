@@ -38,7 +38,8 @@ class Progress:
         with self._lock:
             line = self._lines.setdefault((step, unit), Line())
             now = time.monotonic()
-            if now - max(line.printed, line.began) < self.every or not done:
+            last = done == total and line.printed > 0.0  # or it would look broken off
+            if (now - max(line.printed, line.began) < self.every and not last) or not done:
                 return
             line.printed = now
             rate = done / (now - line.began)

@@ -11,6 +11,9 @@ import pytest
 
 from dyefreenet.cli import main
 from dyefreenet.config import GridConfig, IngestConfig, PhantomConfig
+from dyefreenet.data.archive import scan, short_hash
+from dyefreenet.data.cohort import pair
+from dyefreenet.data.dicom import read_series
 from dyefreenet.data.ingest import ingest
 from dyefreenet.data.phantom.patients import make_patient
 from dyefreenet.store import Folder
@@ -58,7 +61,89 @@ def test_pairs_are_told_reviewed_and_fed_back(capsys, studies, tmp_path):
         writer.writerows(rows)
     assert main([*words, "--phases", str(review), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told.pop("skipped_files") == {}
     assert told == {"series": 6, "pairs": {"arterial": 2, "portal": 1}, "refused": {"ignored": 1}}
+
+
+def edited(review, words, **changes):
+    """The table of ``pairs --review`` with columns changed by series description."""
+    assert main([*words, "--review", str(review)]) == 0
+    rows = list(csv.DictReader(review.open()))
+    for row in rows:
+        row |= changes.get(row["description"], {})
+    with review.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_review_keeps_the_patients_that_were_written_into_it(studies, tmp_path):
+    review, words = tmp_path / "review.csv", ["pairs", "-i", str(studies)]
+    edited(review, words, **{"???": {"patient": "A", "phase": "plain"}})
+    assert main([*words, "--phases", str(review), "--review", str(review)]) == 0
+    (row,) = [row for row in csv.DictReader(review.open()) if row["description"] == "???"]
+    assert (row["patient"], row["phase"]) == ("A", "plain")
+
+
+def test_rows_of_a_table_that_name_no_series_are_counted(capsys, studies, tmp_path):
+    table = tmp_path / "phases.csv"
+    table.write_text("series,phase\n1.5.2,portal\n9.9.9,plain\n")
+    assert main(["pairs", "-i", str(studies), "--phases", str(table)]) == 0
+    assert "1 row of" in capsys.readouterr().err
+
+
+def test_pairs_takes_several_archives_and_the_keys_of_an_ingest(
+    capsys, studies, tmp_path, write_ct, steps
+):
+    write_ct(tmp_path / "more", steps, SeriesInstanceUID="7.7", PatientID="more")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "salt.txt").write_text("s")
+    review = tmp_path / "review.csv"
+    words = ["pairs", "-i", str(studies), "-i", str(tmp_path / "more")]
+    assert main([*words, "--keys-of", str(tmp_path / "out"), "--review", str(review)]) == 0
+    assert "7 series" in capsys.readouterr().out
+    keys = {row["series"]: row["key"] for row in csv.DictReader(review.open())}
+    assert keys["7.7"] == short_hash("7.7", "s")
+
+
+def test_series_without_a_name_are_told_apart_by_their_folders(write_ct, steps, tmp_path):
+    for folder, words in (("a", "NATIV"), ("b", "ART")):
+        write_ct(
+            tmp_path / folder,
+            steps,
+            SeriesInstanceUID="",
+            StudyInstanceUID="",
+            PatientID="",
+            SeriesDescription=words,
+        )
+    one, other = scan(tmp_path)
+    assert one.slices == other.slices == 4 and one.patient != other.patient
+    assert not pair([one, other], ("arterial",))[0]  # nobody says that they are one patient's
+    assert read_series(one.files).volume.hu.shape == steps.shape
+
+
+def test_an_archive_of_nothing_usable_is_accounted_for(capsys, write_ct, steps, tmp_path):
+    folder = write_ct(tmp_path / "bad", steps, SeriesDescription="NATIV")
+    cut = folder / "0002.dcm"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    (folder / "note.txt").write_text("hello")
+    words = ["ingest", "-i", str(tmp_path / "bad"), "-o", str(tmp_path / "out"), "--json"]
+    assert main(words) == 1
+    told = capsys.readouterr()
+    facts = json.loads(told.out)
+    assert (facts["series"], facts["used"]) == (1, 0) and sum(facts["refused"].values()) == 1
+    assert facts["skipped_files"] == {"not a DICOM file": 1}
+    assert "found no series that can be used" in told.err
+    assert (tmp_path / "out" / "account.json").exists()
+    assert (tmp_path / "out" / "quality.html").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_archive_is_not_written_into(capsys, write_ct, steps, tmp_path):
+    write_ct(tmp_path / "in", steps)
+    assert main(["ingest", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "in" / "out")]) == 1
+    assert "expected a folder outside of the archive" in capsys.readouterr().err
+    assert not (tmp_path / "in" / "out").exists()
 
 
 @pytest.mark.slow

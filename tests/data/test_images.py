@@ -112,3 +112,11 @@ def test_a_size_beyond_any_ct_is_refused_before_it_is_taken(tmp_path, steps):
     with pytest.raises(SeriesError) as caught:
         read_image(path)
     assert caught.value.reason in ("limit", "unreadable")
+
+
+def test_a_label_map_is_no_ct(tmp_path):
+    labels = np.zeros((5, 16, 16), np.int16)
+    labels[:, 4:12, 4:12] = 52
+    sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / "aorta.nii.gz"))
+    with pytest.raises(SeriesError, match="from 0 to 52: a label map"):
+        read_image(tmp_path / "aorta.nii.gz")

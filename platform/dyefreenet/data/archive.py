@@ -72,6 +72,7 @@ class SeriesRow:
         stamp: Hash of the files' names, sizes and times: another one means other content.
         spacing: mm, (z, y, x), z being the median step; None where the header does not tell.
         declared: Phase that ``phases.csv`` gives, or "ignore"; "" where it says nothing.
+        declared_patient: Patient ID that it gives.
         seen: Phase that the image shows, where it was looked at; "" where that tells none.
         seen_by: What of the image tells it, or why nothing does.
         packed: Addresses of its files, compressed: an archive may have twenty million.
@@ -89,6 +90,7 @@ class SeriesRow:
     localizer: bool = False  # every image is a scout or a projection
     virtual: bool = False  # made by a network
     declared: str = ""
+    declared_patient: str = field(default="", repr=False)
     seen: str = ""
     seen_by: str = ""
     split_at: str = field(default="", repr=False)
@@ -121,6 +123,7 @@ class Survey:
 
     rows: list[SeriesRow]
     skipped: Counter[str]
+    unnamed: frozenset[str] = frozenset()  # series that the table of phases names and are not here
 
 
 def short_hash(text: str, salt: str = "") -> str:
@@ -199,11 +202,12 @@ def survey(
                 or "an empty folder"
             )
         )
+    unnamed = frozenset[str]()
     if phases is not None:
-        rows = _declared(phases, rows, salt, whole=False)
+        rows, unnamed = _declared(phases, rows, salt, whole=False)
     elif listing.has_phases:
-        rows = _declared(f"{root}/{PHASES_FILE}", rows, salt, whole=True)
-    return Survey(sorted(rows, key=lambda row: row.key), skipped)
+        rows, unnamed = _declared(f"{root}/{PHASES_FILE}", rows, salt, whole=True)
+    return Survey(sorted(rows, key=lambda row: row.key), skipped, unnamed)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -382,8 +386,14 @@ def _spacing(
 # ---- phases.csv ----------------------------------------------------------------------------------
 
 
-def _declared(place: str, rows: list[SeriesRow], salt: str, whole: bool) -> list[SeriesRow]:
-    """The rows with what a table of phases says of them; ``whole``: it names no other series."""
+def _declared(
+    place: str, rows: list[SeriesRow], salt: str, whole: bool
+) -> tuple[list[SeriesRow], frozenset[str]]:
+    """The rows with what a table of phases says of them, and what it names that is not among them.
+
+    Args:
+        whole: It must name no other series.
+    """
     folder, _, name = place.rpartition("/")
     table = csv.DictReader(io.StringIO(Folder(folder).read(name).decode("utf-8-sig")))
     if not {"series", "phase"} <= set(table.fieldnames or ()):
@@ -408,8 +418,9 @@ def _declared(place: str, rows: list[SeriesRow], salt: str, whole: bool) -> list
             row = replace(
                 row,
                 patient_id=patient_id,
+                declared_patient=patient_id,
                 patient=short_hash(patient_id, salt),
                 split_at=short_hash(patient_id),
             )
         declared.append(replace(row, declared=phase))
-    return declared
+    return declared, frozenset(said.keys() - known)

@@ -236,8 +236,9 @@ def review(rows: Sequence[SeriesRow], phases: Sequence[Phase]) -> list[dict[str,
         lines.append(
             {
                 "series": row.series_uid,
+                "key": row.key,
                 "phase": row.declared or phase or "",
-                "patient": "",
+                "patient": row.declared_patient,
                 "state": state,
                 "told_by": told_by,
                 "detail": detail,

@@ -71,6 +71,7 @@ TAGS = [
     *GROUPS,
 ]
 _NUMBERS = {word: BaseTag(tag_for_keyword(word) or 0) for word in TAGS}
+NO_UID = "no Series Instance UID in"  # and a folder: what stands for a series without a name
 SAME_MM = 1e-3  # of two pixel spacings
 SAME_DIRECTION = 1e-3  # of two direction cosines
 
@@ -232,14 +233,16 @@ def _header(file: bytes | Path | SeriesError, known: Known) -> list[pydicom.Data
 
 
 def _facts(name: str, stamp: str, headers: list[pydicom.Dataset]) -> Facts | Skipped:
-    if not _value(headers[0], "SeriesInstanceUID"):
-        return Skipped("no Series Instance UID")
+    folder = name.rpartition("/")[0] or "."
+    series = _text(headers[0], "SeriesInstanceUID")
+    if not series and not _value(headers[0], "Rows"):
+        return Skipped("no Series Instance UID, and no image")
     images = [header for header in headers if not is_localizer(header)]
     first = (images or headers)[0]
     spacing = [_number(value) for value in _value(first, "PixelSpacing") or ()]
     y, x = spacing if len(spacing) == 2 else (None, None)
     return Facts(
-        series=str(first.SeriesInstanceUID),
+        series=series or f"{NO_UID} {folder}",
         name=name,
         stamp=stamp,
         images=len(images),
@@ -252,8 +255,9 @@ def _facts(name: str, stamp: str, headers: list[pydicom.Dataset]) -> Facts | Ski
         common=Common(
             stack=_stack(first) if images else "",
             modality=_text(first, "Modality"),
-            patient_id=_text(first, "PatientID"),
-            study_uid=_text(first, "StudyInstanceUID"),
+            # Two that say nothing are not one: each folder is then a patient and study of its own.
+            patient_id=_text(first, "PatientID") or _text(first, "StudyInstanceUID") or folder,
+            study_uid=_text(first, "StudyInstanceUID") or folder,
             description=_text(first, "SeriesDescription"),
             manufacturer=_text(first, "Manufacturer"),
             trial=_text(first, "ClinicalTrialProtocolID"),

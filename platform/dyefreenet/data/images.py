@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,6 +21,7 @@ from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import InputError, SeriesError
 
 NIFTI = (".nii", ".nii.gz")  # what is written
+MOST_LABELS = 256
 
 
 def read_image(path: str | Path) -> Volume:
@@ -37,6 +39,10 @@ def read_image(path: str | Path) -> Volume:
         finite = np.isfinite(values).all()
         if not finite or (is_nifti(path) and _not_finite(path, values.size)):
             raise SeriesError("pixels", "voxels that are not finite")
+    if _is_label_map(values):
+        raise SeriesError(
+            "not-ct", f"whole numbers from 0 to {values.max():.0f}: a label map, not HU"
+        )
     if values.max() > np.iinfo(np.int16).max:
         raise SeriesError("rescale", f"{values.max():.0f} HU; 16 bits hold up to 32767")
     padding = values < FILL_HU
@@ -52,6 +58,16 @@ def read_image(path: str | Path) -> Volume:
         )
     x, y, z = image.GetSpacing()
     return Volume(hu, (z, y, x), image.GetOrigin(), direction, padding if padding.any() else None)
+
+
+def _is_label_map(values: NDArray[Any]) -> bool:
+    """A few whole numbers, much of it 0; CT without any air would have few voxels of just 0 HU."""
+    return bool(
+        values.min() == 0
+        and values.max() < MOST_LABELS
+        and (values == 0).mean() > 0.05
+        and (values == np.rint(values)).all()
+    )
 
 
 def write_nifti(volume: Volume, path: str | Path, axes: str = "LPS") -> None:

@@ -67,7 +67,8 @@ def ingest(
         target: The ingest folder; the manifest is the caller's.
         truth: ``{key}.nii.gz`` label maps on the grid of plain series, of a phantom.
         salt: Goes into every hash of a series or patient.
-        train: Pairs of ``config.phase`` in every split are needed; else any usable series will do.
+        train: Pairs of ``config.phase`` in every split are needed; else the books tell what
+            there is.
         report: Called with what is counted ("files", "phases", "series"), how many are done, and
             of how many; 0: not known yet.
 
@@ -76,7 +77,7 @@ def ingest(
         refused by reason, and failed; and the digests of the books.
 
     Raises:
-        InputError: No archive, nothing usable, or what ``train`` needs is not there.
+        InputError: No archive, or what ``train`` needs is not there.
     """
     look = partial(
         survey,
@@ -112,11 +113,11 @@ def ingest(
             books.use(outcome, job.split)
         report("series", done, len(jobs))
 
-    if not books.used or (train and not books.pairs[config.phase]):
+    files = books.write(target)
+    if train and not books.pairs[config.phase]:
         raise InputError(_all_refused(books.excluded.values()))
     if train:
         _require_splits(config, books.patients)
-    files = books.write(target)
     _sweep_up(target, books.shards(), set(by_name), {row.key for row in rows})
     reasons = books.reasons()
     skipped = sum((one.skipped for one in [*surveys, *more]), Counter[str]())
@@ -131,6 +132,9 @@ def ingest(
         "ssl_series": books.plain,
         "skipped_files": dict(sorted(skipped.items())),
     }
+    if config.phases_csv:
+        nowhere = frozenset.intersection(*(one.unnamed for one in [*surveys, *more]))
+        account["phases_csv_rows_without_series"] = len(nowhere)
     files["account.json"] = target.write_json("account.json", account)
     return account | {"files": files}
 

@@ -322,7 +322,7 @@ def read_catalogue(place: str) -> Iterator[dict[str, Any]]:
         except ImportError as error:
             raise InputError(
                 "--catalogue idc: expected the package idc-index-data, found none; install it with "
-                'pip install "dyefreenet[nlst]", or name a CSV or Parquet file'
+                "pip install idc-index-data, or name a CSV or Parquet file"
             ) from error
         place = str(IDC_INDEX_PARQUET_FILEPATH)
     folder, _, name = Folder(place).uri.rpartition("/")
