@@ -16,8 +16,9 @@ from dyefreenet.config import (
     SslConfig,
 )
 from dyefreenet.errors import StoreError
+from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.stages import STAGES, ssl
-from dyefreenet.stages.adversarial import score_predictions, take_weights
+from dyefreenet.stages.adversarial import freeze, score_predictions, take_weights
 
 SMALL = GeneratorConfig(base=4, levels=2)
 FAST = {"lr": 1e-3, "batch": 2, "epochs": 1}
@@ -180,12 +181,27 @@ def test_primary_starts_from_ssl_and_its_ablation_does_not():
     assert torch.equal(
         state.networks["generator"].state_dict()[first], expected.state_dict()[first]
     )
-    assert torch.equal(state.frozen["features"].state_dict()[first], expected.state_dict()[first])
+    values = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(state.frozen["features"](values), expected.eval()(values))
     scratch, _, config = build("primary_scratch")
     assert (config.init, config.perceptual_features) == ("random", "random")
     assert not torch.equal(
         scratch.networks["generator"].state_dict()[first], expected.state_dict()[first]
     )
+
+
+def test_a_frozen_network_says_what_it_said():
+    torch.manual_seed(0)
+    network = HighResolutionGenerator(SMALL)
+    for _ in range(3):  # running statistics that are not those of the start
+        network(torch.randn(4, 3, 16, 16) * 2 + 1)
+    values = torch.randn(2, 3, 16, 16)
+    expected = [feature.detach() for feature in network.eval().features(values)]
+    found = freeze(network).features(values.requires_grad_())
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    sum(feature.sum() for feature in found).backward()
+    assert values.grad is not None and not any(w.requires_grad for w in network.parameters())
 
 
 def test_weights_of_another_network_are_refused():

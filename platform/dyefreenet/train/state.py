@@ -56,10 +56,13 @@ class TrainState:
         return replace(self, networks=self.networks | self.averages)
 
     def to(self, device: torch.device) -> TrainState:
-        """Before ``load``: Adam's moments go where their weights are."""
+        """Before ``load``: Adam's moments go where their weights are.
+
+        Channels lie last in the weights' memory, as in the slices'.
+        """
         for networks in (self.networks, self.frozen, self.averages):
             for network in networks.values():
-                network.to(device)
+                network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
     def save(self, folder: Path) -> None:
