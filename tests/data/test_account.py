@@ -122,7 +122,10 @@ def test_series_without_a_name_are_told_apart_by_their_folders(write_ct, steps, 
     assert read_series(one.files).volume.hu.shape == steps.shape
 
 
-def test_an_archive_of_nothing_usable_is_accounted_for(capsys, write_ct, steps, tmp_path):
+def test_an_archive_of_nothing_usable_is_accounted_for(
+    capsys, monkeypatch, write_ct, steps, tmp_path
+):
+    monkeypatch.setattr("dyefreenet.runtime.connect", lambda verbose: None)  # here, without Ray
     folder = write_ct(tmp_path / "bad", steps, SeriesDescription="NATIV")
     cut = folder / "0002.dcm"
     cut.write_bytes(cut.read_bytes()[:-10])
