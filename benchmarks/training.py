@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def ours(plain: Tensor, contrast: Tensor, precision: str) -> Callable[[], object]:
-    recipe = recipes.load("paper")
+    recipe = recipes.load("paper", [f"primary.precision={precision}"])
     weights = HighResolutionGenerator(recipe.generator).state_dict()
     state = primary.build(recipe.primary, recipe, lambda _: weights)
     if precision == "bf16":

@@ -36,7 +36,8 @@ def add_judges(state: TrainState, config: CascadeStageConfig, recipe: Recipe, lo
     if config.perceptual_features == "ssl":
         take_weights(eye, load("ssl"), "ssl")
     if config.perceptual_weight:
-        state.frozen["features"] = freeze(eye)
+        frozen = freeze(eye)
+        state.frozen["features"] = frozen.bfloat16() if config.precision == "bf16" else frozen
     if config.adversarial_weight:
         add_discriminator(state, 6, config)
 
