@@ -48,7 +48,9 @@ def test_eq2_to_the_letter_is_log_of_one_minus_d():
 
 def test_perceptual_term_is_divided_by_the_size_of_each_map():
     small, large = torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 16, 16)
-    assert float(losses.perceptual_loss([small + 1, large + 1], [small, large])) == pytest.approx(2.0)
+    assert float(losses.perceptual_loss([small + 1, large + 1], [small, large])) == pytest.approx(
+        2.0
+    )
 
 
 def test_vessels_weigh_more_and_noise_does_not():

@@ -201,9 +201,13 @@ def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _unflatten(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
+        weight = weights[int(index)]
+        if value.shape == weight.shape:  # the fused Adam goes through memory, whatever the strides
+            value = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict(
         {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
