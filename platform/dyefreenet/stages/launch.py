@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from dyefreenet.data.slices import (
 from dyefreenet.errors import DyeFreeNetError, InputError
 from dyefreenet.runtime import Share
 from dyefreenet.stages import STAGES
-from dyefreenet.store import Folder
+from dyefreenet.store import MANIFEST, Folder
 from dyefreenet.train.loop import Numbers, fit
 from dyefreenet.train.sight import Sight, shown_slices, strip_of
 from dyefreenet.train.state import load_tensors, load_weights
@@ -40,6 +40,8 @@ from dyefreenet.train.state import load_tensors, load_weights
 READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
 READERS = 2  # processes that fetch for one worker; each new one costs seconds to start
 TOGETHER = 8  # shards fetched by one task
+FITS = 4  # times that a training is put on Ray, should the store go away
+AWAY = 300.0  # seconds for which it may
 DIVERGED = "diverged.txt"  # why a training was given up
 PORTION = 64  # shards read ahead at a time: a few hundred megabytes at 512x512
 
@@ -144,7 +146,9 @@ def train(
     name = f"train-{fingerprint}"
     if step.exists(DIVERGED):
         step.remove(DIVERGED)
-    result = make_trainer(recipe, stage, run, step, name, workers, share, ticker).fit()
+    result = _fit(
+        lambda: make_trainer(recipe, stage, run, step, name, workers, share, ticker), step
+    )
     if step.exists(DIVERGED):
         raise DyeFreeNetError(
             f"{stage}: {step.read(DIVERGED).decode()}; look at that sample, or lower {stage}.lr"
@@ -164,6 +168,29 @@ def train(
             files[target] = step.write(target, content)
     files["metrics.jsonl"] = hashlib.sha256(step.read("metrics.jsonl")).hexdigest()
     return {"files": files, "figures": figures}
+
+
+def _fit(make: Callable[[], TorchTrainer], step: Folder) -> ray.train.Result:
+    """Train to the end, though the store be away for some minutes.
+
+    Ray's controller gives up a training when object storage does not answer at once. Its
+    checkpoints are still there, so the same training goes on when the store is back.
+    """
+    for left in reversed(range(FITS)):
+        try:
+            return make().fit()
+        except ray.train.ControllerError:
+            if not left or "://" not in step.uri:
+                raise
+        began = time.monotonic()
+        while True:
+            try:
+                step.exists(MANIFEST)  # which has some patience of its own
+                break
+            except InputError:
+                if time.monotonic() - began > AWAY:
+                    raise
+    raise AssertionError("unreachable")
 
 
 def worker(payload: dict[str, Any]) -> None:
