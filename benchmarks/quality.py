@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""The methods against each other on a made-up archive of fixed seed, trained from several seeds.
+
+    python benchmarks/quality.py --store FOLDER [--seeds 0 1 2] [--patients 48]
+
+Every seed is a run of ``demo`` (all rows of its table) and one of ``best``, on the same shards. A
+patient's figure is the mean over seeds, and intervals are of patients (95 %, bootstrap), so they
+hold for this phantom and these trainings alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from dyefreenet.evaluate.statistics import differences, summarise
+
+SHOWN = (
+    ("psnr", "window600/1", "body"),
+    ("ssim", "window600/1", "body"),
+    ("mae", "roi/1", "vessel"),
+)
+PAIRS = (
+    ("refine", "unet"),
+    ("refine", "pix2pix"),
+    ("primary", "primary_scratch"),
+    ("refine", "primary"),
+    ("best", "unet"),
+    ("best", "pix2pix"),
+    ("best", "refine"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The methods against each other, several seeds.")
+    parser.add_argument("--store", required=True, help="folder for the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--patients", type=int, default=48)
+    options = parser.parse_args()
+    store = Path(options.store)
+    data = ["--set", f"phantom.patients={options.patients}", "--set", "ingest.test=0.3"]
+    run(store, "data", "demo", data, "ingest")
+    rows = []
+    for seed in options.seeds:
+        for recipe, shared in (("demo", "data"), ("best", f"demo-{seed}")):
+            name = f"{recipe}-{seed}"
+            for step in ("phantom", "ingest") + (("ssl",) if recipe == "best" else ()):
+                if not (store / name / step).exists():
+                    shutil.copytree(store / shared / step, store / name / step)
+            run(store, name, recipe, [*data, "--set", f"seed={seed}"], "run")
+            found = pq.read_table(store / name / "evaluate" / "rows.parquet").to_pylist()
+            for row in found:
+                if recipe == "demo":
+                    rows.append(row | {"seed": seed})
+                elif row["method"] == "refine":
+                    rows.append(row | {"method": "best", "seed": seed})
+    show(rows)
+
+
+def run(store: Path, name: str, recipe: str, changes: list[str], command: str) -> None:
+    words = [sys.executable, "-m", "dyefreenet.cli", command, "--recipe", recipe, *changes]
+    subprocess.run([*words, "--store", str(store), "--run", name, "--cpu"], check=True)
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    wanted = [row for row in rows if (row["metric"], row["protocol"], row["region"]) in SHOWN]
+    print("| method | " + " | ".join(f"{m}, {p}, {r}" for m, p, r in SHOWN) + " |")
+    print("|---" * (len(SHOWN) + 1) + "|")
+    table = summarise(wanted)
+    for method in dict.fromkeys(row["method"] for row in table):
+        cells = []
+        for metric, protocol, region in SHOWN:
+            for row in table:
+                if (row["method"], row["metric"], row["protocol"], row["region"]) == (
+                    method,
+                    metric,
+                    protocol,
+                    region,
+                ):
+                    cells.append(f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+        print(f"| {method} | " + " | ".join(cells) + " |")
+    compared = differences(wanted, versus=tuple(dict.fromkeys(versus for _, versus in PAIRS)))
+    for row in compared:
+        if (row["method"], row["versus"]) in PAIRS:
+            print(
+                f"{row['method']} minus {row['versus']}: {row['metric']} {row['region']} "
+                f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], {row['n']} patients, "
+                f"p {row['p']:.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
