@@ -39,7 +39,7 @@ from dyefreenet.train.state import load_tensors, load_weights
 
 READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
 READERS = 2  # processes that fetch for one worker; each new one costs seconds to start
-TOGETHER = 8  # shards fetched by one task
+TOGETHER = 32  # shards fetched by one task
 FITS = 4  # times that a training is put on Ray, should the store go away
 AWAY = 300.0  # seconds for which it may
 DIVERGED = "diverged.txt"  # why a training was given up
@@ -305,8 +305,8 @@ def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:
     context.print_on_execution_start = False
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
-        shards = zip(batch["path"], batch["sha256"], strict=True)
-        return {"content": [folder.read(path, sha256) for path, sha256 in shards]}
+        with ThreadPoolExecutor(8) as pool:
+            return {"content": list(pool.map(folder.read, batch["path"], batch["sha256"]))}
 
     def portion(start: int) -> ray.data.Dataset:
         asked = records[start : start + PORTION]
