@@ -28,7 +28,7 @@ def test_paper_recipe_holds_the_papers_values():
     assert recipe.phantom is None
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "real"])
+@pytest.mark.parametrize("name", ["demo", "best", "paper", "real"])
 def test_a_recipe_survives_the_way_through_json(name):
     recipe = recipes.load(name)
     assert recipes.validate(recipe.model_dump(mode="json")) == recipe
