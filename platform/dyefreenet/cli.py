@@ -259,7 +259,8 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--recipe",
         default=os.environ.get("DYEFREENET_RECIPE", "demo"),
-        help="demo, best, paper, real, c4kc_kits or a YAML file (default: $DYEFREENET_RECIPE or demo)",
+        help="demo, best, paper, real, c4kc_kits or a YAML file (default: $DYEFREENET_RECIPE or "
+        "demo)",
     )
     command.add_argument(
         "--set",
