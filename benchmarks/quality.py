@@ -72,18 +72,14 @@ def show(rows: list[dict[str, object]]) -> None:
     print("| method | " + " | ".join(f"{m}, {p}, {r}" for m, p, r in SHOWN) + " |")
     print("|---" * (len(SHOWN) + 1) + "|")
     table = summarise(wanted)
+    cells = {
+        (row["method"], row["metric"], row["protocol"], row["region"]): (
+            f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        )
+        for row in table
+    }
     for method in dict.fromkeys(row["method"] for row in table):
-        cells = []
-        for metric, protocol, region in SHOWN:
-            for row in table:
-                if (row["method"], row["metric"], row["protocol"], row["region"]) == (
-                    method,
-                    metric,
-                    protocol,
-                    region,
-                ):
-                    cells.append(f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-        print(f"| {method} | " + " | ".join(cells) + " |")
+        print(f"| {method} | " + " | ".join(cells[(method, *shown)] for shown in SHOWN) + " |")
     compared = differences(wanted, versus=tuple(dict.fromkeys(versus for _, versus in PAIRS)))
     for row in compared:
         if (row["method"], row["versus"]) in PAIRS:

@@ -258,7 +258,7 @@ def test_l2_phi_is_the_frozen_ssl_generator_over_all_blocks():
     assert not eye.training and not any(w.requires_grad for w in eye.parameters())
     maps = HighResolutionGenerator(PAPER.generator).features(torch.zeros(1, 3, 32, 32))
     assert len(maps) == 5 + 4  # encoder and decoder
-    one, other = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 2, 2)], []
+    one = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 2, 2)]
     other = [torch.full_like(one[0], 2.0), torch.full_like(one[1], 3.0)]
     assert float(losses.perceptual_loss(one, other)) == pytest.approx(4.0 + 9.0)
 

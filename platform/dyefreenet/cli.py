@@ -323,6 +323,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> None:
+    if options.phases:
+        options.set = [*options.set, f"ingest.phases_csv={json.dumps(_absolute(options.phases))}"]
     if not options.input and not options.output:
         _run(options)
         return
@@ -334,8 +336,6 @@ def _ingest(options: argparse.Namespace) -> None:
 
     recipe, _ = _open(options)
     config = recipe.ingest
-    if options.phases:
-        config = config.model_copy(update={"phases_csv": str(Path(options.phases).absolute())})
     target = Folder(options.output)
     progress = Progress()
     for uri in options.input:
@@ -378,10 +378,7 @@ def _ingest(options: argparse.Namespace) -> None:
         for why, count in facts["skipped_files"].items():
             print(f"  {count} files passed over: {why}")
         print(f"every refused series and why: {excluded}\npictures: {page}")
-    if nowhere := facts.get("phases_csv_rows_without_series"):
-        print(
-            f"NOTE: {_rows(nowhere)} of {config.phases_csv} named no series here", file=sys.stderr
-        )
+    _tell_unnamed(facts.get("phases_csv_rows_without_series", 0), config.phases_csv)
     if not facts["used"]:
         raise InputError(
             f"{', '.join(options.input)}: found no series that can be used; see {page}"
@@ -393,7 +390,7 @@ def _pairs(options: argparse.Namespace) -> None:
     from dyefreenet.data.cohort import pair, review
 
     phases = IngestConfig().keep
-    table = options.phases and str(Path(options.phases).absolute())
+    table = options.phases and _absolute(options.phases)
     salt = salt_of(Folder(options.keys_of)) if options.keys_of else ""
     found = [survey(uri, salt, table) for uri in options.input]
     rows = list({row.key: row for one in found for row in one.rows}.values())
@@ -407,10 +404,8 @@ def _pairs(options: argparse.Namespace) -> None:
             writer = csv.DictWriter(stream, lines[0])
             writer.writeheader()
             writer.writerows(lines)
-    if table and (nowhere := frozenset.intersection(*(one.unnamed for one in found))):
-        print(
-            f"NOTE: {_rows(len(nowhere))} of {options.phases} named no series here", file=sys.stderr
-        )
+    if table:
+        _tell_unnamed(len(frozenset.intersection(*(one.unnamed for one in found))), table)
     if options.json:
         told = {"series": len(rows), "pairs": counts, "refused": reasons, "skipped_files": skipped}
         print(json.dumps(told, indent=1, sort_keys=True))
@@ -430,8 +425,14 @@ def _pairs(options: argparse.Namespace) -> None:
         print("--review FILE.csv writes a table to correct")
 
 
-def _rows(count: int) -> str:
-    return f"{count} row{'s' * (count != 1)}"
+def _tell_unnamed(count: int, table: str | None) -> None:
+    if count:
+        rows = f"{count} row{'s' * (count != 1)}"
+        print(f"NOTE: {rows} of {table} named no series here", file=sys.stderr)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def _plan(options: argparse.Namespace) -> None:

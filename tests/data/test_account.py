@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dyefreenet import recipes
 from dyefreenet.cli import main
 from dyefreenet.config import GridConfig, IngestConfig, PhantomConfig
 from dyefreenet.data.archive import scan, short_hash
@@ -206,3 +207,11 @@ def test_the_image_tells_a_phase_where_headers_are_silent_and_contradicts_where_
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nobody looks twice
     facts, _ = account("trusting", image_check=False)
     assert facts["pairs"] == {"arterial": 2} and facts["refused"]["phase-unknown"] == 2
+
+
+def test_a_table_of_phases_reaches_the_ingest_of_a_run_too(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("dyefreenet.cli._run", lambda options: asked.append(options.set))
+    assert main(["ingest", "--recipe", "demo", "--phases", str(tmp_path / "a: b.csv")]) == 0
+    recipe = recipes.load("demo", asked[0])
+    assert recipe.ingest.phases_csv == str(tmp_path / "a: b.csv")

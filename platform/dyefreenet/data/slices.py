@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dyefreenet.config import PHASES, AugmentConfig
+from dyefreenet.config import PHASES, AugmentConfig, Phase
 from dyefreenet.data.shards import Slab, SlabRecord
 
 GROUP = 4  # slabs whose slices a lane shuffles together
@@ -206,7 +206,7 @@ def _order(plan: Schedule, group: Group, count: int) -> list[int]:
 
 def phase_number(phase: str) -> int:
     """A slab's phase by its place in ``PHASES``; that of a series without a partner is plain."""
-    return [*PHASES].index(phase or "plain")  # type: ignore[arg-type]
+    return PHASES.index(cast(Phase, phase or "plain"))
 
 
 def _windows(slab: Slab, z: int, crop: int | None, rng: np.random.Generator | None) -> Batch:

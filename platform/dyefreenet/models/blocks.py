@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dyefreenet.config import PHASES
 
@@ -87,3 +88,11 @@ class DoubleConv(nn.Sequential):
             make_norm(norm, outgoing),
             nn.ReLU(inplace=True),
         )
+
+    def fold_batch_norm(self) -> None:
+        """Make batch norm, one factor and one addend in eval mode, part of the convolutions."""
+        for at, norm in enumerate(self):
+            if isinstance(norm, nn.BatchNorm2d):
+                convolution = self[at - 1]
+                assert isinstance(convolution, nn.Conv2d)
+                self[at - 1], self[at] = fuse_conv_bn_eval(convolution, norm), nn.Identity()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dyefreenet.config import AdversarialConfig, CascadeStageConfig, GridConfig, Recipe
 from dyefreenet.errors import StoreError
@@ -62,17 +61,12 @@ def take_weights(network: nn.Module, tensors: dict[str, Tensor], source: str) ->
 def freeze(network: nn.Module) -> nn.Module:
     """Eval mode, no gradient for its own weights (gradients still pass through).
 
-    Batch norm, which is one factor and one addend then, becomes part of the convolution before it.
+    Batch norm of its blocks becomes part of their convolutions: a pass over the features less.
     """
-    network.eval().requires_grad_(False)
+    network.eval()
     for block in network.modules():
         if isinstance(block, DoubleConv):
-            for at in (0, 3):
-                convolution, norm = block[at], block[at + 1]
-                if isinstance(norm, nn.BatchNorm2d):
-                    assert isinstance(convolution, nn.Conv2d)
-                    block[at] = fuse_conv_bn_eval(convolution, norm)
-                    block[at + 1] = nn.Identity()
+            block.fold_batch_norm()
     return network.requires_grad_(False)
 
 

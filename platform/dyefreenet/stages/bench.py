@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -17,20 +17,19 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dyefreenet.config import Recipe, StageConfig
+from dyefreenet.config import Recipe
 from dyefreenet.data.slices import Batch
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.stages import STAGES
 from dyefreenet.train.loop import fit
-from dyefreenet.train.state import TrainState
 
 # Which part of a step an operator of torch belongs to, by what its name holds; the first that fits.
 PARTS = {
     "convolution": ("conv", "mkldnn_reorder"),
     "norm": ("batch_norm", "group_norm"),
     "resampling": ("max_pool", "avg_pool", "upsample", "interpolate", "grid_sampler"),
-    "optimiser": ("adam", "lerp", "norm"),
-    "copies and casts": ("copy", "cat", "clone", "contiguous", "to"),
+    "optimiser": ("adam", "lerp", "norm"),  # norms of gradients, and of the perceptual term too
+    "copies and casts": ("copy", "aten::cat", "catbackward", "clone", "contiguous", "aten::to"),
 }
 REST = "other arithmetic"
 
@@ -94,22 +93,50 @@ def bench_step(
     if config.ema:
         state.start_averages()
     state.to(device)
-    times: list[float] = []
-    waiting = _fit(spec.code, state, config, recipe, device, size, steps, times)
-    once = _repeat(_slices(config.batch, size), 1)
+    slices = _slices(config.batch, size)
+
+    def take(count: int) -> tuple[list[float], float]:
+        """Seconds of each step in ``fit``, and the share of them that went by waiting."""
+        ends = [time.perf_counter()]
+        told: list[dict[str, float]] = []
+
+        def tick(step: int, rate: float) -> None:
+            _finish(device)
+            ends.append(time.perf_counter())
+
+        state.step = 0
+        fit(
+            spec.code,  # type: ignore[arg-type]  # a module with the functions of the protocol
+            state,
+            repeat(slices),
+            config,
+            recipe.grid,
+            steps=count,
+            epoch_steps=count,
+            device=device,
+            validation=lambda: iter(()),
+            report=told.append,
+            tick=tick,
+        )
+        return np.diff(ends).tolist(), told[-1]["waiting_share"]
+
+    times, waiting = take(steps + 2)
     with FlopCounterMode(display=False) as counter:
-        _run(spec.code, state, config, recipe, device, once, 1)
+        take(1)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=kinds) as profiled:
+        take(1)
     return StepFigures(
         stage=stage,
         device=_name(device),
         precision=config.precision,
         batch=config.batch,
         size=size,
-        seconds=statistics.median(times),
+        seconds=statistics.median(times[2:]),
         gflop=counter.get_total_flops() / 1e9,
         convolution_rate=convolution_rate(device, config.precision),
         waiting_share=waiting,
-        parts=_parts(spec.code, state, config, recipe, device, size),
+        parts=_parts(profiled, device),
     )
 
 
@@ -136,71 +163,7 @@ def convolution_rate(device: torch.device, precision: str, seconds: float = 0.3)
     return best
 
 
-def _fit(
-    code: object,
-    state: TrainState,
-    config: StageConfig,
-    recipe: Recipe,
-    device: torch.device,
-    size: int,
-    steps: int,
-    times: list[float],
-) -> float:
-    """Steps through ``fit``; their seconds into ``times``, the share of waiting back."""
-    last = time.perf_counter()
-
-    def tick(step: int, rate: float) -> None:
-        nonlocal last
-        _finish(device)
-        now = time.perf_counter()
-        if step > 2:
-            times.append(now - last)
-        last = now
-
-    batches = _repeat(_slices(config.batch, size), steps + 2)
-    return _run(code, state, config, recipe, device, batches, steps + 2, tick)
-
-
-def _run(
-    code: object,
-    state: TrainState,
-    config: StageConfig,
-    recipe: Recipe,
-    device: torch.device,
-    batches: Iterator[Batch],
-    steps: int,
-    tick: Callable[[int, float], None] = lambda step, rate: None,
-) -> float:
-    told: list[dict[str, float]] = []
-    state.step = 0
-    fit(
-        code,  # type: ignore[arg-type]  # a module with the functions of the protocol
-        state,
-        batches,
-        config,
-        recipe.grid,
-        steps=steps,
-        epoch_steps=steps,
-        device=device,
-        validation=lambda: iter(()),
-        report=told.append,
-        tick=tick,
-    )
-    return told[-1]["waiting_share"]
-
-
-def _parts(
-    code: object,
-    state: TrainState,
-    config: StageConfig,
-    recipe: Recipe,
-    device: torch.device,
-    size: int,
-) -> dict[str, float]:
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=kinds) as profiled:
-        _run(code, state, config, recipe, device, _repeat(_slices(config.batch, size), 1), 1)
-        _finish(device)
+def _parts(profiled: profile, device: torch.device) -> dict[str, float]:
     spent: dict[str, float] = {}
     for event in profiled.key_averages():
         if device.type == "cuda":
@@ -219,10 +182,6 @@ def _slices(batch: int, size: int) -> Batch:
     draw = np.random.default_rng(0)
     plain = draw.integers(-200, 300, (batch, 3, size, size), np.int16)
     return {"plain": plain, "contrast": plain + np.int16(40), "phase": np.ones(batch, np.int64)}
-
-
-def _repeat(batch: Batch, times: int) -> Iterator[Batch]:
-    return (batch for _ in range(times))
 
 
 def _weights(recipe: Recipe) -> dict[str, torch.Tensor]:

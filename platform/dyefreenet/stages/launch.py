@@ -176,21 +176,26 @@ def _fit(make: Callable[[], TorchTrainer], step: Folder) -> ray.train.Result:
     Ray's controller gives up a training when object storage does not answer at once. Its
     checkpoints are still there, so the same training goes on when the store is back.
     """
-    for left in reversed(range(FITS)):
+    for _ in range(FITS - 1):
         try:
             return make().fit()
         except ray.train.ControllerError:
-            if not left or "://" not in step.uri:
+            if "://" not in step.uri:
                 raise
-        began = time.monotonic()
-        while True:
-            try:
-                step.exists(MANIFEST)  # which has some patience of its own
-                break
-            except InputError:
-                if time.monotonic() - began > AWAY:
-                    raise
-    raise AssertionError("unreachable")
+        _wait_for(step)
+    return make().fit()
+
+
+def _wait_for(step: Folder) -> None:
+    """Until object storage answers, and no longer than ``AWAY``."""
+    began = time.monotonic()
+    while True:
+        try:
+            step.exists(MANIFEST)  # which has some patience of its own
+            return
+        except InputError:
+            if time.monotonic() - began > AWAY:
+                raise
 
 
 def worker(payload: dict[str, Any]) -> None:

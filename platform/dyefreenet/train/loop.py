@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -138,16 +139,23 @@ def validate(
     device: torch.device,
 ) -> Numbers:
     """The stage's validation figures, networks in eval mode meanwhile."""
+    with evaluating(state):
+        figures = stage.validate(
+            state, (to_network(batch, grid, device) for batch in batches), config, grid
+        )
+    return {f"validation/{name}": value for name, value in figures.items()}
+
+
+@contextmanager
+def evaluating(state: TrainState) -> Iterator[None]:
+    """Networks in eval mode and without gradients; then those that trained train again."""
     were_training = [network for network in state.networks.values() if network.training]
     for network in were_training:
         network.eval()
     with torch.inference_mode():
-        figures = stage.validate(
-            state, (to_network(batch, grid, device) for batch in batches), config, grid
-        )
+        yield
     for network in were_training:
         network.train()
-    return {f"validation/{name}": value for name, value in figures.items()}
 
 
 def to_network(batch: Batch, grid: GridConfig, device: torch.device) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from dyefreenet.data.slices import Batch, phase_number
 from dyefreenet.errors import ConfigError
 from dyefreenet.hu import from_network
 from dyefreenet.store import Folder
-from dyefreenet.train.loop import to_network
+from dyefreenet.train.loop import evaluating, to_network
 from dyefreenet.train.state import TrainState
 
 SHOWN = 4  # slices of the strip
@@ -91,17 +91,12 @@ def strip_of(
     """Plain, true, virtual and their difference beside each other, one slice under another, PNG.
 
     Args:
-        virtual: A batch, slices in [-1, 1], to virtual slices, [B, 1 or 3, H, W].
+        virtual: A batch, slices in [-1, 1], to virtual slices, [B, 1 or 3, H, W], by ``state``.
         shown: Of ``shown_slices``.
     """
-    networks = state.as_used().networks
-    for network in networks.values():
-        network.eval()
     inputs = to_network(shown, grid, device)
-    with torch.inference_mode():
+    with evaluating(state):
         made = virtual(inputs)
-    for network in state.networks.values():
-        network.train()
     low, high = grid.window
     views = [
         from_network(values[:, values.shape[1] // 2].float().cpu().numpy(), grid.window)
@@ -133,8 +128,8 @@ def _mlflow_run(stage: str, mark: str, settings: dict[str, Any]) -> tuple[Any, s
         from mlflow import MlflowClient
     except ImportError:
         raise ConfigError(
-            f"{MLFLOW} is set and MLflow is not installed: pip install 'dyefreenet[mlflow]' on "
-            "the workers, or unset it"
+            f"{MLFLOW} is set and MLflow is not installed: pip install mlflow on the workers, or "
+            "unset it"
         ) from None
     client = MlflowClient()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "dyefreenet")
