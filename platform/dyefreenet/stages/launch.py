@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -173,17 +174,30 @@ def train(
 def _fit(make: Callable[[], TorchTrainer], step: Folder) -> ray.train.Result:
     """Train to the end, though the store be away for some minutes.
 
-    Ray's controller gives up a training when object storage does not answer at once. Its
-    checkpoints are still there, so the same training goes on when the store is back.
+    Ray's controller gives up a training when object storage does not answer at once, and a worker
+    does after a while. Its checkpoints are still there, so the same training goes on when the store
+    is back.
     """
     for _ in range(FITS - 1):
         try:
             return make().fit()
-        except ray.train.ControllerError:
-            if "://" not in step.uri:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, OSError) as error:
+            if "://" not in step.uri or not _may_be_storage(error):
                 raise
         _wait_for(step)
     return make().fit()
+
+
+def _may_be_storage(error: Exception) -> bool:
+    """Whether a training may have ended for want of storage.
+
+    Ray's controller fails at its own access to it; of workers, only those that say so.
+    """
+    if isinstance(error, ray.train.WorkerGroupError):
+        return any(
+            InputError.__name__ in str(failure) for failure in error.worker_failures.values()
+        )
+    return True
 
 
 def _wait_for(step: Folder) -> None:
