@@ -17,6 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dyefreenet import recipes
+from dyefreenet.errors import ResourceError
+from dyefreenet.progress import Progress
+from dyefreenet.runtime import Resources
 from dyefreenet.store import Folder
 from dyefreenet.train.state import load_weights
 
@@ -139,3 +143,17 @@ def test_a_loss_that_is_no_number_names_its_samples_and_leaves_no_weights(calm, 
     assert "expected finite losses and gradients" in done.stderr
     assert ".parquet slice" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "store" / "tiny" / STAGE / "weights").exists()
+
+
+def test_a_full_disk_is_told_before_anything_trains(cluster, tmp_path, monkeypatch):
+    from dyefreenet import steps
+
+    def prepare():
+        run = Folder(str(tmp_path / "new" / "run"))
+        return steps.prepare(recipes.load(TINY), run, Resources(), Progress(), ["ingest", STAGE])
+
+    assert prepare().run.uri.endswith("run")
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(ResourceError, match=f"checkpoints of {STAGE}, found 0 MB; free space"):
+        prepare()

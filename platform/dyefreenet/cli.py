@@ -278,6 +278,9 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 def _add_resources(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, default=1, help="per training stage (default: 1)")
+    command.add_argument(
+        "--min-workers", type=int, help="go on with as few where nodes are lost (default: all)"
+    )
     command.add_argument("--parallel", type=int, help="steps at a time (default: what fits)")
     device = command.add_mutually_exclusive_group()
     device.add_argument("--gpu", dest="gpu", action="store_const", const="yes", default="auto")
@@ -301,7 +304,11 @@ def _default_store() -> str:
 def _resources(options: argparse.Namespace) -> Resources:
     if options.workers < 1 or (options.parallel or 1) < 1:
         raise ResourceError("--workers and --parallel: expected at least 1")
-    return Resources(options.workers, options.gpu, options.parallel)
+    if options.min_workers is not None and not 1 <= options.min_workers <= options.workers:
+        raise ResourceError(
+            f"--min-workers: expected 1 to --workers={options.workers}, found {options.min_workers}"
+        )
+    return Resources(options.workers, options.gpu, options.parallel, options.min_workers)
 
 
 def _run(options: argparse.Namespace) -> None:

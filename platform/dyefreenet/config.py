@@ -54,6 +54,7 @@ class GridConfig(Frozen):
     )
     size: PositiveInt = 512  # matrix of a training slice: centred crop or pad, pixels
     upsample: Literal["image", "enhancement"] = "image"  # what goes from half to full size (G5)
+    refine_at: Literal["half", "full"] = "half"  # size at which refine's network works (G5)
     average_overlap: bool = False  # mean of the three predictions of a slice (G4)
 
     @model_validator(mode="after")

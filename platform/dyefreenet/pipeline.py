@@ -38,10 +38,10 @@ def run_steps(
     for planned in waiting:
         for field, values in planned.step.config.items():
             batch = values.get("batch", 0) if isinstance(values, dict) else 0
-            if batch % resources.workers:
+            if 0 < batch < resources.workers:
                 raise ConfigError(
-                    f"--workers: expected a number that divides {field}.batch={batch}, the global "
-                    f"batch, found {resources.workers}"
+                    f"--workers: expected at most {field}.batch={batch}, the global batch, found "
+                    f"{resources.workers}"
                 )
     run.require_writable()
     recipe_json = recipe.model_dump(mode="json")
@@ -53,7 +53,9 @@ def run_steps(
     runtime.connect(verbose)  # before anything imports Ray, which reads its settings only then
     from dyefreenet import steps
 
-    context = steps.prepare(recipe, run, resources, progress)
+    context = steps.prepare(
+        recipe, run, resources, progress, [planned.step.name for planned in waiting]
+    )
     finished = {planned.step.name for planned in todo if planned.done}
     pending_names = {planned.step.name for planned in waiting}
     failure: BaseException | None = None

@@ -35,6 +35,7 @@ class Resources:
     workers: int = 1  # per training stage
     gpu: Literal["auto", "yes", "no"] = "auto"
     parallel: int | None = None  # steps at a time; None: as many as the resources carry
+    at_least: int | None = None  # workers with which a stage goes on; None: all of them
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ facts for its manifest. ``pipeline`` decides when, and publishes.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,17 @@ from dyefreenet import runtime
 from dyefreenet.config import PhantomConfig, Recipe
 from dyefreenet.data.ingest import ingest as ingest_archives
 from dyefreenet.data.phantom import write_one
+from dyefreenet.errors import ResourceError
 from dyefreenet.evaluate.score import evaluate as evaluate_run
 from dyefreenet.plan import TRAINED, Planned
 from dyefreenet.progress import Progress
 from dyefreenet.report import write_quality
 from dyefreenet.runtime import Resources, Share
-from dyefreenet.stages import launch
+from dyefreenet.stages import STAGES, launch
+from dyefreenet.stages.describe import checkpoint_bytes
 from dyefreenet.store import Folder, salt_of
+
+KEPT = 3  # checkpoints at once: the best, the last, and the one that is being written
 
 
 @dataclass
@@ -40,8 +44,26 @@ class Context:
     shown: dict[str, int] = field(default_factory=dict)  # step last printed, by stage
 
 
-def prepare(recipe: Recipe, run: Folder, resources: Resources, progress: Progress) -> Context:
-    """Check that the cluster has what is asked for, before anything starts."""
+def prepare(
+    recipe: Recipe, run: Folder, resources: Resources, progress: Progress, names: Sequence[str]
+) -> Context:
+    """Check that cluster and store have what is asked for, before anything starts.
+
+    Args:
+        names: Of the steps that will run.
+
+    Raises:
+        ResourceError: They have not.
+    """
+    stages = [name for name in names if name in STAGES]
+    needed = KEPT * sum(checkpoint_bytes(recipe, stage) for stage in stages)
+    free = run.free_bytes()
+    if free is not None and free < needed:
+        raise ResourceError(
+            f"{run}: expected {needed / 1e6:.0f} MB of free space for the checkpoints of "
+            f"{', '.join(stages)}, found {free / 1e6:.0f} MB; free space there, or name another "
+            "--store"
+        )
     share = runtime.share_of(resources)
     ticker = launch.Ticker.remote()  # type: ignore[attr-defined]
     return Context(recipe, run, resources, progress, share, ticker)
@@ -110,12 +132,13 @@ def ingest(context: Context, planned: Planned) -> dict[str, Any]:
 
 def train(context: Context, planned: Planned) -> dict[str, Any]:
     """Any trained stage."""
+    most, at_least = context.resources.workers, context.resources.at_least
     return launch.train(
         context.recipe,
         planned.step.name,
         context.run,
         planned.fingerprint,
-        context.resources.workers,
+        (at_least, most) if at_least else most,
         context.share,
         context.ticker,
     )

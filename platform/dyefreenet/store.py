@@ -163,6 +163,15 @@ class Folder:
         self.read(name, digest, label="a file that was just written")
         self.remove(name)
 
+    def free_bytes(self) -> int | None:
+        """Room that is left; None where storage does not tell, as buckets do not."""
+        place = self._place()
+        if not isinstance(place, _Disk):
+            return None
+        with _in_one_line(self.uri):
+            there = next(one for one in (place.root, *place.root.parents) if one.exists())
+            return shutil.disk_usage(there).free
+
     def read_json(self, name: str) -> Any:
         return _parsed(f"{self.uri}/{name}", self.read(name))
 

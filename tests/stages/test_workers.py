@@ -60,6 +60,7 @@ def take_steps(stage, rank, workers, folder):
         contrast = (plain + 0.3 * plain.roll(1, -1)).clamp(-1, 1)
         mine = slice(rank * BATCH // workers, (rank + 1) * BATCH // workers)
         batch = {"plain": plain[mine], "contrast": contrast[mine]}
+        state.weight = len(batch["plain"]) * workers / BATCH
         spec.code.step(state, batch, config, RECIPE.grid)
         state.step += 1
     if rank == 0:
@@ -79,7 +80,7 @@ def join(stage, rank, workers, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, 3, 4])
 @pytest.mark.parametrize("stage", STAGES)
 def test_n_workers_equal_one(stage, workers, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"

@@ -24,7 +24,7 @@ class Line:
     def step(self, state, batch, config, grid):
         loss = ((state.networks["line"](batch["plain"].mean((1, 2, 3))[:, None])) ** 2).mean()
         loss = loss * self.loss_factor
-        update(state.optimisers["line"], loss)
+        update(state, "line", loss)
         return {"square": loss}
 
     def validate(self, state, batches, config, grid):

@@ -113,17 +113,14 @@ def steps_per_epoch(records: Sequence[SlabRecord], batch: int) -> int:
 
 
 def worker_lanes(batch: int, rank: int, workers: int) -> range:
-    """The lanes that one worker serves.
+    """The lanes that one worker serves: as many as any other, or one more.
 
     Raises:
-        ValueError: The global batch does not divide evenly.
+        ValueError: The global batch has fewer items than there are workers.
     """
-    if batch % workers:
-        raise ValueError(
-            f"batch: expected a global batch that {workers} workers share evenly, found {batch}"
-        )
-    share = batch // workers
-    return range(rank * share, (rank + 1) * share)
+    if batch < workers:
+        raise ValueError(f"batch: expected at least one item for each of {workers}, found {batch}")
+    return range(rank * batch // workers, (rank + 1) * batch // workers)
 
 
 def batches(

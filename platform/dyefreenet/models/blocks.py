@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dyefreenet.config import PHASES
+from dyefreenet.workers import world_size
 
 Norm = Literal["batch", "group", "none"]
 
@@ -22,28 +22,31 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics span all workers, on CPU as on GPU.
 
     torch's own SyncBatchNorm refuses the CPU. With one worker this is the usual batch norm, and N
-    workers at the same global batch compute the same values, up to the order of sums.
+    workers at the same global batch, in parts of any size, compute the same values, up to the order
+    of sums.
     """
 
     def forward(self, values: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        workers = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if not self.training or workers == 1:
+        if not self.training or world_size() == 1:
             return super().forward(values)
-        count = values.numel() / values.shape[1] * workers
-        moments = torch.stack([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3))])
-        moments = dist_nn.all_reduce(moments) / count  # differentiable, as the statistics are
-        mean, square = moments[0], moments[1]
+        exact = torch.promote_types(values.dtype, torch.float32)
+        sums = values.sum((0, 2, 3), dtype=exact), (values * values).sum((0, 2, 3), dtype=exact)
+        counts = torch.full_like(sums[0], values.numel() // values.shape[1])
+        # Differentiable, as the statistics are.
+        mean, square, counts = dist_nn.all_reduce(torch.stack([*sums, counts]))
+        count = counts[0].detach()
+        mean, square = mean / count, square / count
         variance = (square - mean * mean).clamp_min(0)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None and self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
-        return values * scale[:, None, None] + shift[:, None, None]
+        return (values * scale[:, None, None] + shift[:, None, None]).to(values.dtype)
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:

@@ -118,7 +118,7 @@ def update_both(
     if critic is not None:
         judged_real, judged_fake = critic(plain, real), critic(plain, fake.detach())
         loss = losses.discriminator_loss(judged_real, judged_fake, config.d_mse_weight)
-        terms["gradient/discriminator"] = update(state.optimisers["discriminator"], loss)
+        terms["gradient/discriminator"] = update(state, "discriminator", loss)
         terms["discriminator"] = loss.detach()
         right = ((judged_real > 0).float().mean() + (judged_fake < 0).float().mean()) / 2
         terms["discriminator_accuracy"] = right.detach()
@@ -133,7 +133,7 @@ def update_both(
         features = eye.features(seen[0]), of_real
     generator = generator_terms(score, plain, fake, real, features, config)
     loss = torch.stack(list(generator.values())).sum()
-    terms["gradient/generator"] = update(state.optimisers["generator"], loss)
+    terms["gradient/generator"] = update(state, "generator", loss)
     if critic is not None:
         critic.requires_grad_(True)
     return terms | {name: term.detach() for name, term in generator.items()}

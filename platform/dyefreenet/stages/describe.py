@@ -1,4 +1,4 @@
-"""Parameters and arithmetic of a recipe's networks, counted on the networks themselves."""
+"""Parameters, arithmetic and bytes of a recipe's networks, counted on the networks themselves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dyefreenet.config import BaselineConfig, Recipe
 from dyefreenet.models.classifier import IntensityHead
 from dyefreenet.models.discriminators import PatchDiscriminator
 from dyefreenet.models.generators import HighResolutionGenerator, UNet
+from dyefreenet.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ def describe(recipe: Recipe) -> list[NetworkSize]:
             unet = UNet(config.generator, config.slices)
             rows.append(_row(name, unet, half if config.half else full, config.slices))
     return rows
+
+
+def checkpoint_bytes(recipe: Recipe, stage: str) -> int:
+    """Size of what a stage saves: networks, their averages, and the two moments of Adam."""
+    config = STAGES[stage].config(recipe)
+    with torch.device("meta"):
+        before = HighResolutionGenerator(recipe.generator).state_dict()
+        networks = STAGES[stage].code.build(config, recipe, lambda _: before).networks
+    sizes = [
+        tensor.numel() * tensor.element_size()
+        for network in networks.values()
+        for tensor in network.state_dict().values()
+    ]
+    return sum(sizes) * (4 if config.ema else 3)
 
 
 def _row(name: str, network: nn.Module, size: int, *channels: int) -> NetworkSize:

@@ -30,12 +30,12 @@ from dyefreenet.data.slices import (
     steps_per_epoch,
     worker_lanes,
 )
-from dyefreenet.errors import DyeFreeNetError, InputError
+from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError
 from dyefreenet.runtime import Share
 from dyefreenet.stages import STAGES
 from dyefreenet.store import MANIFEST, Folder
 from dyefreenet.train.loop import Numbers, fit
-from dyefreenet.train.sight import Sight, shown_slices, strip_of
+from dyefreenet.train.sight import Sight, require_mlflow, shown_slices, strip_of
 from dyefreenet.train.state import load_tensors, load_weights
 
 READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
@@ -43,7 +43,7 @@ READERS = 2  # processes that fetch for one worker; each new one costs seconds t
 TOGETHER = 32  # shards fetched by one task
 FITS = 4  # times that a training is put on Ray, should the store go away
 AWAY = 300.0  # seconds for which it may
-DIVERGED = "diverged.txt"  # why a training was given up
+GIVEN_UP = "given_up.txt"  # why a training ended that no second try would mend
 PORTION = 64  # shards read ahead at a time: a few hundred megabytes at 512x512
 
 
@@ -85,7 +85,7 @@ def make_trainer(
     run: Folder,
     target: Folder,
     name: str,
-    workers: int,
+    workers: int | tuple[int, int],
     share: Share,
     ticker: Any = None,
     callbacks: Sequence[Any] = (),
@@ -95,6 +95,7 @@ def make_trainer(
     Args:
         run: Where the stages that it needs lie.
         target: Where its own metrics and checkpoints go.
+        workers: How many, or at least and at most.
     """
     return TorchTrainer(
         worker,
@@ -108,7 +109,7 @@ def make_trainer(
             "mark": name,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=workers,  # type: ignore[arg-type]  # Ray's own is narrower than its text
             use_gpu=share.gpu,
             resources_per_worker={"CPU": share.cpus} | ({"GPU": 1} if share.gpu else {}),
         ),
@@ -130,7 +131,7 @@ def train(
     stage: str,
     run: Folder,
     fingerprint: str,
-    workers: int,
+    workers: int | tuple[int, int],
     share: Share,
     ticker: Any = None,
 ) -> dict[str, Any]:
@@ -140,20 +141,18 @@ def train(
         Facts for the manifest: digests of the files and the last epoch's figures.
 
     Raises:
-        DyeFreeNetError: A loss was not finite.
+        DyeFreeNetError: A loss was not finite, or MLflow is missing.
         StoreError: The last checkpoint did not come back as it was saved.
     """
     step = run / stage
     name = f"train-{fingerprint}"
-    if step.exists(DIVERGED):
-        step.remove(DIVERGED)
+    if step.exists(GIVEN_UP):
+        step.remove(GIVEN_UP)
     result = _fit(
         lambda: make_trainer(recipe, stage, run, step, name, workers, share, ticker), step
     )
-    if step.exists(DIVERGED):
-        raise DyeFreeNetError(
-            f"{stage}: {step.read(DIVERGED).decode()}; look at that sample, or lower {stage}.lr"
-        )
+    if step.exists(GIVEN_UP):
+        raise DyeFreeNetError(f"{stage}: {step.read(GIVEN_UP).decode()}")
     if result.checkpoint is None:
         raise DyeFreeNetError(f"{stage}: expected a checkpoint at the end, found none")
     checkpoint, figures = result.checkpoint, result.metrics
@@ -213,7 +212,16 @@ def _wait_for(step: Folder) -> None:
 
 
 def worker(payload: dict[str, Any]) -> None:
-    """What each training worker does."""
+    """What each training worker does; what all of them give up alike is not tried again."""
+    try:
+        _work(payload)
+    except (FloatingPointError, ConfigError) as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            Folder(payload["target"]).write(GIVEN_UP, str(error).encode())
+
+
+def _work(payload: dict[str, Any]) -> None:
+    require_mlflow()
     torch.set_num_threads(payload["threads"])
     recipe = Recipe.model_validate(payload["recipe"])
     stage = payload["stage"]
@@ -291,24 +299,20 @@ def worker(payload: dict[str, Any]) -> None:
         partners=not isinstance(config, SslConfig),
         augment=None if config.augment == AugmentConfig() else config.augment,
     )
-    try:
-        fit(
-            spec.code,  # type: ignore[arg-type]  # a module with the functions of the protocol
-            state,
-            coming,
-            config,
-            recipe.grid,
-            steps=plan.steps,
-            epoch_steps=epoch_steps,
-            device=device,
-            validation=validation,
-            report=report,
-            tick=tick,
-            identify=lambda step: ", ".join(plan.samples(step)),
-        )
-    except FloatingPointError as error:  # a second try would go the same way
-        if chief:
-            target.write(DIVERGED, str(error).encode())
+    fit(
+        spec.code,  # type: ignore[arg-type]  # a module with the functions of the protocol
+        state,
+        coming,
+        config,
+        recipe.grid,
+        steps=plan.steps,
+        epoch_steps=epoch_steps,
+        device=device,
+        validation=validation,
+        report=report,
+        tick=tick,
+        identify=lambda step: ", ".join(plan.samples(step)),
+    )
 
 
 def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:

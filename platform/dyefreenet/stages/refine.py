@@ -43,10 +43,8 @@ def step(
 
     The feature network has learnt at half size, so that is where it looks.
     """
-    plain, real, phase = batch["plain"], batch["contrast"], batch.get("phase")
-    with torch.no_grad():
-        initial = state.frozen["primary"](to_half(plain), phase)
-    fake = to_full(state.networks["generator"](initial, phase), plain, grid.upsample)
+    plain, real = batch["plain"], batch["contrast"]
+    fake = virtual(state, batch, config, grid)
     seen = (to_half(fake), to_half(real)) if "features" in state.frozen else None
     return update_both(state, plain, fake, real, config, seen)
 
@@ -59,7 +57,11 @@ def predict(
     Args:
         phase: That is wanted, by its place in ``PHASES``, [B].
     """
-    initial = networks["primary"](to_half(plain), phase)
+    with torch.no_grad():
+        initial = networks["primary"](to_half(plain), phase)
+    if grid.refine_at == "full":
+        refined: Tensor = networks["generator"](to_full(initial, plain, grid.upsample), phase)
+        return refined
     return to_full(networks["generator"](initial, phase), plain, grid.upsample)
 
 

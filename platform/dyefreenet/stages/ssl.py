@@ -49,7 +49,7 @@ def step(
     inputs, classes = versions(to_half(batch["plain"]), config.coefficients)
     logits = state.networks["head"](state.networks["generator"](inputs))
     loss = intensity_loss(logits, classes)
-    norm = update(state.optimisers["both"], loss)
+    norm = update(state, "both", loss)
     accuracy = (logits.argmax(1) == classes).float().mean()
     return {"cross_entropy": loss.detach(), "accuracy": accuracy, "gradient/generator": norm}
 

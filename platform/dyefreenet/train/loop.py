@@ -15,7 +15,8 @@ from dyefreenet import hu
 from dyefreenet.config import GridConfig, OptimiserConfig, StageConfig
 from dyefreenet.data.slices import Batch
 from dyefreenet.train.augment import augmented
-from dyefreenet.train.state import TrainState, mean_over_workers, of_first_worker
+from dyefreenet.train.state import TrainState
+from dyefreenet.workers import mean_over_workers, of_first_worker, world_size
 
 Numbers = dict[str, float]
 
@@ -84,18 +85,21 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, epoch) * group["factor"]
         inputs = to_network(batch, grid, device)
+        state.weight = len(batch["plain"]) * world_size() / config.batch
         # Weights change within a step, so no copy of them in bf16 may outlive its use.
         with torch.autocast(
             device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
         ):
             terms = stage.step(state, inputs, config, grid)
         names = list(terms)
-        values = mean_over_workers(torch.stack([term.detach().float() for term in terms.values()]))
+        mine = torch.stack([term.detach().float() for term in terms.values()]) * state.weight
+        values = mean_over_workers(mine)
         if not torch.isfinite(values).all():
             told = ", ".join(f"{k}={v:.4g}" for k, v in zip(names, values.tolist(), strict=True))
             raise FloatingPointError(
                 f"step {state.step}: expected finite losses and gradients, found {told}; nothing "
-                f"of this epoch was saved; the batch was {identify(state.step)}"
+                f"of this epoch was saved; the batch was {identify(state.step)}; look at it, or "
+                "lower the learning rate"
             )
         sums = sums.to(device) + values
         state.step += 1

@@ -34,11 +34,7 @@ MLFLOW = "MLFLOW_TRACKING_URI"
 
 
 class Sight:
-    """Tells of one stage's epochs in the places where people look.
-
-    Raises:
-        ConfigError: MLFLOW_TRACKING_URI is set and MLflow is not installed.
-    """
+    """Tells of one stage's epochs in the places where people look."""
 
     def __init__(self, target: Folder, stage: str, mark: str, settings: dict[str, Any]) -> None:
         """``mark``: fingerprint of the training, by which a resumed one finds its MLflow run."""
@@ -60,6 +56,23 @@ class Sight:
                 client.log_metric(run, name.replace("/", "."), value, step=step)
             if strip is not None:
                 client.log_image(run, Image.open(io.BytesIO(strip)), f"strips/{step:010d}.png")
+
+
+def require_mlflow() -> None:
+    """Told before an epoch is trained, not after.
+
+    Raises:
+        ConfigError: MLFLOW_TRACKING_URI is set and MLflow is not installed.
+    """
+    if not os.environ.get(MLFLOW):
+        return
+    try:
+        import mlflow  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            f"{MLFLOW} is set and MLflow is not installed: pip install mlflow-skinny on the "
+            "workers, or unset it"
+        ) from None
 
 
 def shown_slices(slabs: Iterable[Slab]) -> Batch | None:
@@ -124,13 +137,8 @@ def _events(numbers: dict[str, float], strip: bytes | None, step: int) -> bytes:
 
 def _mlflow_run(stage: str, mark: str, settings: dict[str, Any]) -> tuple[Any, str]:
     """MLflow's client, and the id of the run of this mark: found again, or new."""
-    try:
-        from mlflow import MlflowClient
-    except ImportError:
-        raise ConfigError(
-            f"{MLFLOW} is set and MLflow is not installed: pip install mlflow on the workers, or "
-            "unset it"
-        ) from None
+    from mlflow import MlflowClient
+
     client = MlflowClient()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "dyefreenet")
     experiment = client.get_experiment_by_name(name)

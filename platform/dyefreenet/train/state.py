@@ -11,12 +11,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from dyefreenet.config import OptimiserConfig
 from dyefreenet.errors import StoreError
 from dyefreenet.store import Folder
+from dyefreenet.workers import mean_over_workers, world_size
 
 
 @dataclass
@@ -32,6 +32,7 @@ class TrainState:
     frozen: dict[str, nn.Module] = field(default_factory=dict)  # given by other steps, not saved
     averages: dict[str, nn.Module] = field(default_factory=dict)  # of networks, by the same names
     step: int = 0
+    weight: float = 1.0  # of this worker's part of the batch in a mean over the workers
     best: float = -math.inf  # score of an epoch so far
     stale: int = 0  # epochs since then
 
@@ -157,17 +158,23 @@ def adam(network: nn.Module, config: OptimiserConfig, factor: float = 1.0) -> to
     )
 
 
-def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """Backward, mean of the gradients over the workers, one step; the norm of the gradient."""
+def update(state: TrainState, name: str, loss: Tensor) -> Tensor:
+    """Backward, mean of the gradients over the workers, one step; the norm of the gradient.
+
+    Args:
+        name: Of the optimiser.
+        loss: Mean over this worker's part of the batch.
+    """
+    optimiser = state.optimisers[name]
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss * state.weight).backward()  # type: ignore[no-untyped-call]
     gradients = [
         weight.grad
         for group in optimiser.param_groups
         for weight in group["params"]
         if weight.grad is not None
     ]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size() > 1:
         flat = mean_over_workers(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
@@ -176,23 +183,6 @@ def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     norm = torch.nn.utils.get_total_norm(gradients)
     optimiser.step()
     return norm
-
-
-def mean_over_workers(values: Tensor) -> Tensor:
-    """The mean of a tensor over all workers, in place; the tensor itself where there is one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values
-
-
-def of_first_worker(value: float, device: torch.device) -> float:
-    """What the first worker has, known to all."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return value
-    shared = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(shared, src=0)
-    return float(shared)
 
 
 def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
