@@ -135,7 +135,7 @@ def test_s5_adam_falls_tenfold_after_five_of_ten_epochs():
 
 
 def test_s6_primary_starts_from_all_of_ssl_but_the_head():
-    assert STAGES["primary"].needs == ("ssl",) and PAPER.primary.init == "previous"
+    assert PAPER.needs("primary") == ("ssl",) and PAPER.primary.init == "previous"
     torch.manual_seed(9)
     weights = HighResolutionGenerator(SMALL.generator).state_dict()
     state = primary.build(SMALL.primary, SMALL, lambda _: weights)
@@ -285,7 +285,7 @@ def test_t1_primary():
 def test_t2_refine():
     assert rates(PAPER.refine) == pytest.approx([5e-5] * 17 + [5e-6] * 3)
     assert PAPER.refine.weight_decay == 5e-4 and PAPER.refine.init == "previous"
-    assert STAGES["refine"].needs == ("ssl", "primary")
+    assert PAPER.needs("refine") == ("ssl", "primary")
     state, _ = small("refine")
     frozen, own = state.frozen["primary"], state.networks["generator"]
     assert not any(w.requires_grad for w in frozen.parameters())

@@ -499,7 +499,7 @@ def _sweep(options: argparse.Namespace) -> None:
     sweep.check_space(space, recipe)
     progress, resources = Progress(), _resources(options)
     run.require_writable()
-    before = _asked(recipe, ("phantom", "ingest", *STAGES[options.stage].needs))
+    before = _asked(recipe, ("phantom", "ingest", *recipe.needs(options.stage)))
     run_steps(recipe, run, resources, progress, before, options.verbose)
     runtime.connect(options.verbose)
     best = sweep.sweep(recipe, run, options.stage, space, options.trials, resources, progress)

@@ -54,7 +54,6 @@ class GridConfig(Frozen):
     )
     size: PositiveInt = 512  # matrix of a training slice: centred crop or pad, pixels
     upsample: Literal["image", "enhancement"] = "image"  # what goes from half to full size (G5)
-    refine_at: Literal["half", "full"] = "half"  # size at which refine's network works (G5)
     average_overlap: bool = False  # mean of the three predictions of a slice (G4)
 
     @model_validator(mode="after")
@@ -201,6 +200,15 @@ class Recipe(Frozen):
         """Contrast phases that a stage learns."""
         own = getattr(getattr(self, stage.removesuffix("_scratch")), "generator", self.generator)
         return self.ingest.keep if own.target_phase else (self.ingest.phase,)
+
+    def needs(self, stage: str) -> tuple[str, ...]:
+        """Stages whose weights a stage reads."""
+        if stage not in ("primary", "refine"):
+            return ()
+        own: CascadeStageConfig = getattr(self, stage)
+        starts = stage == "primary" and own.init == "previous"
+        compares = own.perceptual_weight > 0 and own.perceptual_features == "ssl"
+        return ("ssl",) * (starts or compares) + ("primary",) * (stage == "refine")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -51,17 +51,18 @@ def steps_of(recipe: Recipe) -> list[Step]:
             ("phantom",) if recipe.phantom is not None else (),
         )
     )
-    parents = {"ssl": (), "primary": ("ssl",), "refine": ("ssl", "primary")}
     for name in TRAINED:
+        if name == "ssl" and not any("ssl" in recipe.needs(stage) for stage in TRAINED):
+            continue
         if name == "primary_scratch" and not recipe.ablation:
             continue
         if name in ("unet", "pix2pix") and not recipe.baselines:
             continue
         section = name.removesuffix("_scratch")
         config = {section: values[section], "grid": values["grid"], "seed": recipe.seed}
-        if section in ("ssl", *parents):
+        if section in ("ssl", "primary", "refine"):
             config["generator"] = values["generator"]
-        steps.append(Step(name, config, ("ingest", *parents.get(name, ()))))
+        steps.append(Step(name, config, ("ingest", *recipe.needs(name))))
     trained = tuple(step.name for step in steps if step.name in TRAINED and step.name != "ssl")
     steps.append(
         Step(

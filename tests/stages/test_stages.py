@@ -1,11 +1,11 @@
 """Every stage on one small batch: what learns, what must not, and that a resume changes nothing."""
 
-import itertools
 import json
 
 import pytest
 import torch
 
+from dyefreenet import plan, recipes
 from dyefreenet.config import (
     BaselineConfig,
     CascadeStageConfig,
@@ -269,6 +269,13 @@ def test_validation_of_identity_is_perfect_and_of_a_shift_is_known():
     assert score_predictions(iter([]), lambda batch: batch["plain"], grid) == {}
 
 
-def test_the_table_names_only_stages_that_exist():
-    needs = set(itertools.chain.from_iterable(spec.needs for spec in STAGES.values()))
-    assert needs <= set(STAGES)
+def test_a_stage_needs_those_whose_weights_it_reads():
+    assert RECIPE.needs("primary") == ("ssl",) and RECIPE.needs("refine") == ("ssl", "primary")
+    assert RECIPE.needs("primary_scratch") == RECIPE.needs("unet") == RECIPE.needs("ssl") == ()
+    changes = {"primary.init": "random", "primary.perceptual_weight": 0.0}
+    alone = recipes.change(RECIPE, changes | {"refine.perceptual_weight": 0.0})
+    assert alone.needs("primary") == () and alone.needs("refine") == ("primary",)
+    assert "ssl" not in {step.name for step in plan.steps_of(alone)}
+    compared = recipes.change(alone, {"refine.perceptual_weight": 1.0})
+    assert compared.needs("refine") == ("ssl", "primary")
+    assert "ssl" in {step.name for step in plan.steps_of(compared)}

@@ -1,4 +1,4 @@
-"""The table of stages: what each trains, from which config, and whose folders it reads."""
+"""The table of stages: what each trains, and from which config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ class StageSpec:
     code: ModuleType  # build, step, validate
     field: str  # of the recipe, whose config it takes
     label: str  # in tables and figures
-    needs: tuple[str, ...] = ()  # stages whose weights it reads
     changes: tuple[tuple[str, Any], ...] = ()  # to that config
 
     def config(self, recipe: Recipe) -> StageConfig:
@@ -35,6 +34,6 @@ STAGES: dict[str, StageSpec] = {
         "Primary without SSL",
         changes=(("init", "random"), ("perceptual_features", "random")),
     ),
-    "primary": StageSpec(primary, "primary", "Primary GAN", needs=("ssl",)),
-    "refine": StageSpec(refine, "refine", "DyeFreeNet (refine)", needs=("ssl", "primary")),
+    "primary": StageSpec(primary, "primary", "Primary GAN"),
+    "refine": StageSpec(refine, "refine", "DyeFreeNet (refine)"),
 }

@@ -31,10 +31,10 @@ def add_discriminator(state: TrainState, channels: int, config: AdversarialConfi
 
 def add_judges(state: TrainState, config: CascadeStageConfig, recipe: Recipe, load: Load) -> None:
     """What a cascade stage is judged by: the frozen feature network, and a new discriminator."""
-    eye = HighResolutionGenerator(recipe.generator)  # random unless SSL gives its weights (L3)
-    if config.perceptual_features == "ssl":
-        take_weights(eye, load("ssl"), "ssl")
     if config.perceptual_weight:
+        eye = HighResolutionGenerator(recipe.generator)  # random unless SSL gives its weights (L3)
+        if config.perceptual_features == "ssl":
+            take_weights(eye, load("ssl"), "ssl")
         frozen = freeze(eye)
         state.frozen["features"] = frozen.bfloat16() if config.precision == "bf16" else frozen
     if config.adversarial_weight:

@@ -59,9 +59,6 @@ def predict(
     """
     with torch.no_grad():
         initial = networks["primary"](to_half(plain), phase)
-    if grid.refine_at == "full":
-        refined: Tensor = networks["generator"](to_full(initial, plain, grid.upsample), phase)
-        return refined
     return to_full(networks["generator"](initial, phase), plain, grid.upsample)
 
 
