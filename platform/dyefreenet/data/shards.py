@@ -164,13 +164,13 @@ def read_records(ingest: Folder) -> list[SlabRecord]:
     return [SlabRecord(**line) for line in json.loads(ingest.read_checked("slabs.json"))]
 
 
-def read_slab(content: bytes) -> Slab:
+def read_slab(content: bytes | pa.Buffer) -> Slab:
     """A shard file's bytes to arrays.
 
     Raises:
         ValueError: The file was written by another codec.
     """
-    table = pq.read_table(io.BytesIO(content))
+    table = pq.read_table(pa.BufferReader(content))
     codec = (table.schema.metadata or {}).get(b"codec", b"").decode()
     if codec != CODEC:
         raise ValueError(f"shard: expected codec {CODEC}, found {codec or 'none'}")
