@@ -243,7 +243,7 @@ def test_a4_eq2_is_the_form_with_a_gradient_and_the_letter_can_be_chosen():
 def test_l1_l2_eq5_has_three_terms(stage):
     config = getattr(PAPER, stage)
     assert (config.adversarial_weight, config.mse_weight, config.perceptual_weight) == (1, 0.01, 1)
-    assert config.l1_weight == config.vessel_weight == 0.0
+    assert config.l1_weight == config.vessel_weight == config.vessel_l1_weight == 0.0
     state, small_config = small(stage)
     batch = {"plain": TRIPLET, "contrast": TRIPLET.flip(-1)}
     terms = STAGES[stage].code.step(state, batch, small_config, SMALL.grid)

@@ -150,6 +150,7 @@ class AdversarialConfig(StageConfig):
     mse_weight: NonNegativeFloat = 0.01  # lambda of Eq. 5
     l1_weight: NonNegativeFloat = 0.0  # Pix2Pix: 100
     vessel_weight: NonNegativeFloat = 0.0  # extra weight of pixels by their true enhancement
+    vessel_l1_weight: NonNegativeFloat = 0.0  # of L1 where the true scan enhances, and only there
     discriminator_lr_factor: PositiveFloat = 1.0  # rate of D as a share of ``lr`` (T1: the same)
     discriminator_base: PositiveInt = 64
     discriminator_norm: Literal["batch", "group", "none"] = "batch"

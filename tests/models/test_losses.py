@@ -53,11 +53,11 @@ def test_perceptual_term_is_divided_by_the_size_of_each_map():
     )
 
 
-def test_vessels_weigh_more_and_noise_does_not():
-    plain = torch.zeros(1, 1, 1, 3)
-    contrast = torch.tensor([[[[0.0, 0.02, 0.5]]]])  # none, noise of 8 HU, 200 HU
-    weights = losses.enhancement_weights(plain, contrast, vessel_weight=4.0)
-    assert weights.flatten().tolist() == pytest.approx([1.0, 1.0256, 5.0], abs=1e-3)
+def test_vessels_count_and_noise_does_not():
+    plain = torch.zeros(1, 1, 1, 4)
+    contrast = torch.tensor([[[[0.0, 0.02, -0.125, 0.5]]]])  # none, noise of 8 HU, -50 and 200 HU
+    enhanced = losses.enhanced(plain, contrast)
+    assert enhanced.flatten().tolist() == pytest.approx([0.0, 0.0064, 0.25, 1.0])
 
 
 def test_gradients_of_each_turn_reach_only_their_network():

@@ -44,15 +44,13 @@ def adversarial_loss(fake: Tensor, mse_weight: float, saturating: bool) -> Tenso
     return 0.5 * judge(fake, 1.0, mse_weight)
 
 
-def enhancement_weights(plain: Tensor, contrast: Tensor, vessel_weight: float) -> Tensor | float:
-    """Weight of each pixel: 1 where nothing enhances, 1 + vessel_weight where much does.
+def enhanced(plain: Tensor, contrast: Tensor) -> Tensor:
+    """How far each pixel enhances in truth: 0 where it does not, 1 where it does much.
 
-    The true enhancement, |contrast - plain| in the units of the network, saturates at 0.25
-    (100 HU at the default window), so noise weighs little and every vessel much.
+    The square of |contrast - plain|, which saturates at 0.25 in the units of the network (100 HU at
+    the default window): noise counts little and every vessel much.
     """
-    if not vessel_weight:
-        return 1.0
-    return 1.0 + vessel_weight * ((contrast - plain).abs() / 0.25).clamp(max=1.0) ** 2
+    return ((contrast - plain).abs() / 0.25).clamp(max=1.0) ** 2
 
 
 def pixel_mse(fake: Tensor, real: Tensor, weights: Tensor | float = 1.0) -> Tensor:

@@ -89,11 +89,16 @@ def generator_terms(
     if score is not None:
         adversarial = losses.adversarial_loss(score, config.d_mse_weight, config.saturating)
         terms["adversarial"] = config.adversarial_weight * adversarial
-    weights = losses.enhancement_weights(plain, real, config.vessel_weight)
+    enhanced: Tensor | float = 0.0
+    if config.vessel_weight or config.vessel_l1_weight:
+        enhanced = losses.enhanced(plain, real)
+    weights = 1.0 + config.vessel_weight * enhanced
     if config.mse_weight:
         terms["mse"] = config.mse_weight * losses.pixel_mse(fake, real, weights)
     if config.l1_weight:
         terms["l1"] = config.l1_weight * losses.pixel_l1(fake, real, weights)
+    if config.vessel_l1_weight:
+        terms["vessel_l1"] = config.vessel_l1_weight * losses.pixel_l1(fake, real, enhanced)
     if features is not None and isinstance(config, CascadeStageConfig):
         terms["perceptual"] = config.perceptual_weight * losses.perceptual_loss(*features)
     return terms
