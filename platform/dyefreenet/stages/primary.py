@@ -34,10 +34,13 @@ def build(config: CascadeStageConfig, recipe: Recipe, load: Load) -> TrainState:
 def step(
     state: TrainState, batch: dict[str, Tensor], config: CascadeStageConfig, grid: GridConfig
 ) -> dict[str, Tensor]:
-    """One update of each network; all at half size."""
+    """One update of each network; all at half size, unless it is judged at full size."""
     plain, real = to_half(batch["plain"]), to_half(batch["contrast"])  # [B, 3, H/2, W/2]
     fake = state.networks["generator"](plain, batch.get("phase"))
     seen = (fake, real) if "features" in state.frozen else None
+    if config.judged == "full":
+        plain, real = batch["plain"], batch["contrast"]
+        fake = to_full(fake, plain, grid.upsample)
     return update_both(state, plain, fake, real, config, seen)
 
 
