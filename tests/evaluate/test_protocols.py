@@ -95,7 +95,9 @@ def test_vessels_are_scored_in_hu_and_unclipped():
 
 def test_an_unknown_protocol_is_named():
     true = np.zeros(SHAPE, np.int16)
-    with pytest.raises(ConfigError, match=r"window600/1, paper8/1, roi/1, found 'window/9'"):
+    with pytest.raises(
+        ConfigError, match=r"window600/1, paper8/1, roi/1, texture/1, found 'window/9'"
+    ):
         score(true, true, protocols=["window/9"])
 
 

@@ -140,3 +140,25 @@ def test_holm_multiplies_the_smallest_p_by_the_number_of_methods():
     by_method = {line["method"]: line for line in differences(unet + sure + unsure, resamples=99)}
     assert by_method["refine"]["p_holm"] == pytest.approx(2 * by_method["refine"]["p"])
     assert by_method["primary"]["p_holm"] == by_method["primary"]["p"]
+
+
+def test_a_metric_with_a_target_is_compared_by_its_distance_from_it():
+    """Too much grain is as wrong as too little; 1.1 beats 0.7, and 1.5 does not."""
+    unet = rows("unet", [0.7] * 8, "texture/1", "high_frequency")
+    near = rows("refine", [1.1] * 8, "texture/1", "high_frequency")
+    far = rows("primary", [1.5] * 8, "texture/1", "high_frequency")
+    lines = {line["method"]: line for line in differences(unet + near + far, resamples=99)}
+    assert lines["refine"]["target"] == 1.0
+    assert lines["refine"]["mean"] == pytest.approx(-0.2)
+    assert lines["refine"]["verdict"] == "better"
+    assert lines["primary"]["mean"] == pytest.approx(0.2)
+    assert lines["primary"]["verdict"] == "worse"
+    plain = differences(rows("unet", [30.0] * 8) + rows("refine", [31.0] * 8), resamples=99)
+    assert plain[0]["target"] is None
+
+
+def test_scans_of_a_patient_on_both_sides_of_a_target_do_not_cancel():
+    unet = rows("unet", [1.0], "texture/1", "flicker") * 2
+    refine = rows("refine", [0.5], "texture/1", "flicker")
+    refine += rows("refine", [1.5], "texture/1", "flicker")
+    assert differences(unet + refine)[0]["mean"] == 0.5

@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 
 from dyefreenet.errors import ConfigError
 from dyefreenet.evaluate.metrics import mae, psnr, psnr_per_slice, ssim_by_region
+from dyefreenet.evaluate.texture import (
+    gradient_distance,
+    high_frequency_power,
+    ratio,
+    step_between_slices,
+)
 
 Row = dict[str, Any]  # metric, region, value, n; ``score_volume`` adds the protocol
 
@@ -166,8 +172,24 @@ def _structures(case: Case) -> list[Row]:
     return rows
 
 
+def _texture(case: Case) -> list[Row]:
+    """Grain, edges and steadiness beside those of the true scan, of HU from -200 to 400.
+
+    A figure that the true scan gives nothing to compare with has no row: flicker of one slice, say.
+    """
+    true, predicted = (np.clip(volume, -200, 400) for volume in (case.true, case.predicted))
+    power = ratio(high_frequency_power(predicted), high_frequency_power(true))
+    steps = [step_between_slices(volume, case.body) for volume in (predicted, true)]
+    figures = (
+        ("high_frequency", "image", power, len(true)),
+        ("gradient_w1", "body", gradient_distance(true, predicted, case.body), len(true)),
+        ("flicker", "body", ratio(*steps), len(true) - 1),
+    )
+    return [_row(name, where, value, n) for name, where, value, n in figures if value is not None]
+
+
 def _row(metric: str, region: str, value: float, n: int) -> Row:
-    """One figure; ``n`` counts slices, or voxels of a structure."""
+    """One figure; ``n`` counts slices, steps between slices, or voxels of a structure."""
     return {"metric": metric, "region": region, "value": value, "n": n}
 
 
@@ -190,6 +212,13 @@ PROTOCOLS: dict[str, Protocol] = {
             "roi/1",
             "HU as they are within labelled structures: MAE, bias, difference of the medians",
             _structures,
+        ),
+        Protocol(
+            "texture/1",
+            "HU clipped to [-200, 400]; power above half of Nyquist (axial slices, Hann window) "
+            "and step between slices in the body as predicted / true, target 1; 1-Wasserstein "
+            "distance of in-plane gradients inside the body, HU/pixel, target 0",
+            _texture,
         ),
     )
 }

@@ -20,6 +20,7 @@ RESAMPLES = 10_000
 HIGHER_IS_BETTER = ("psnr", "ssim")
 ENOUGH = 6  # patients: the fewest that, all of one sign, reach p < 0.05 (Wilcoxon)
 LOWER_IS_BETTER = ("mae", "median_error")
+TARGETS = {"high_frequency": 1.0, "gradient_w1": 0.0, "flicker": 1.0}  # neither more nor less
 KEY = ("method", "protocol", "metric", "region")
 
 
@@ -54,18 +55,24 @@ def differences(
 ) -> list[Row]:
     """Method minus comparator, paired by patient, for every method and every comparator present.
 
-    Only metrics of which more, or less, is better: a bias and a spread have no such order.
+    Only metrics of which more, or less, is better, or that have a target: a bias and a spread have
+    no such order. Of a metric with a target it is the distances from it, |value - target| of each
+    scan, that are compared, and less is better.
 
     Returns:
-        {method, versus, protocol, metric, region, n, mean, low, high, p, p_holm, verdict}. n counts
-        the patients that both have. p is of the paired Wilcoxon test, p_holm the same corrected
+        {method, versus, protocol, metric, region, target, n, mean, low, high, p, p_holm, verdict}.
+        target is None where the values themselves are compared. n counts the patients that both
+        have. p is of the paired Wilcoxon test, p_holm the same corrected
         (Holm) over the methods held against one comparator. The verdict is "better" or "worse"
         where the whole interval lies on one side of 0, else "no difference shown"; and "too few
         patients" where fewer than 6 lie on one side, as 1 in 16 would by chance.
     """
     differing: list[Row] = []
     for (protocol, metric, region), family in _grouped(_as_list(rows), KEY[1:]).items():
-        if metric not in HIGHER_IS_BETTER + LOWER_IS_BETTER:
+        target = TARGETS.get(metric)
+        if target is not None:
+            family = [row | {"value": abs(row["value"] - target)} for row in family]
+        elif metric not in HIGHER_IS_BETTER + LOWER_IS_BETTER:
             continue
         methods = {key[0]: by_patient(group) for key, group in _grouped(family, KEY[:1]).items()}
         for other in versus:
@@ -83,7 +90,8 @@ def differences(
                 mean, low, high = interval(delta, resamples, seed)
                 against.append(
                     {"method": method, "versus": other, "protocol": protocol, "metric": metric}
-                    | {"region": region, "n": len(shared), "mean": mean, "low": low, "high": high}
+                    | {"region": region, "target": target, "n": len(shared)}
+                    | {"mean": mean, "low": low, "high": high}
                     | {
                         "p": _signed_rank(delta),
                         "verdict": _verdict(metric, low, high, len(shared)),
@@ -149,7 +157,7 @@ def _verdict(metric: str, low: float | None, high: float | None, n: int) -> str:
         return "no difference shown"
     if n < ENOUGH:
         return "too few patients"
-    return "better" if (high < 0.0) == (metric in LOWER_IS_BETTER) else "worse"
+    return "better" if (high < 0.0) == (metric not in HIGHER_IS_BETTER) else "worse"
 
 
 def _signed_rank(delta: NDArray[np.float64]) -> float:
