@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 
 from dyefreenet.errors import ConfigError
-from dyefreenet.evaluate.protocols import PROTOCOLS, score_volume
+from dyefreenet.evaluate.protocols import PROTOCOLS, Case, score_volume
 
 SHAPE = (3, 24, 24)
 
 
-def score(true, predicted, body=None, labels=None, protocols=("window600/1", "paper8/1"), **more):
+def score(
+    true, predicted, body=None, labels=None, protocols=("window600/1", "paper8/1"), structures=None
+):
     body = np.ones(true.shape, bool) if body is None else body
-    rows = score_volume(true, predicted, body, labels, {7, 8}, protocols, **more)
+    regions = {"vessel": {7, 8}} | (structures or {})
+    case = Case(true, predicted, np.zeros_like(true), body, (3.0, 1.0, 1.0), labels, regions)
+    rows = score_volume(case, protocols)
     return {
         (row["protocol"], row["metric"], row["region"]): (row["value"], row["n"]) for row in rows
     }
@@ -95,9 +99,7 @@ def test_vessels_are_scored_in_hu_and_unclipped():
 
 def test_an_unknown_protocol_is_named():
     true = np.zeros(SHAPE, np.int16)
-    with pytest.raises(
-        ConfigError, match=r"window600/1, paper8/1, roi/1, texture/1, found 'window/9'"
-    ):
+    with pytest.raises(ConfigError, match=r"window600/1, paper8/1, full12/1, .*found 'window/9'"):
         score(true, true, protocols=["window/9"])
 
 
@@ -112,3 +114,48 @@ def test_every_protocol_is_listed_under_its_own_versioned_id():
         assert name == entry.id
         assert name.split("/")[1].isdigit()
         assert entry.definition
+
+
+def test_a_constant_shift_is_known_over_the_whole_range():
+    true = np.full(SHAPE, 76, np.int16)
+    body = np.zeros(SHAPE, bool)
+    body[:2, 4:20, 4:20] = True
+    predicted = np.where(body, np.int16(176), np.int16(-500))
+    predicted[0, 10:14] += 100
+    figures = score(true, predicted, body, protocols=["full12/1"])
+    assert {key[2] for key in figures} == {"body"}
+    errors = np.array([[12 * 100 + 4 * 200, 12 * 100**2 + 4 * 200**2], [1600, 160000]]) / 16
+    shares, squares = errors[0, 0] / 4095, errors[0, 1]
+    decibels = 20 * np.log10(4095 / np.array([np.sqrt(squares), 100]))
+    assert figures["full12/1", "psnr", "body"] == (pytest.approx(decibels.mean()), 2)
+    assert figures["full12/1", "nmae", "body"] == (pytest.approx((shares + 100 / 4095) / 2), 2)
+    assert figures["full12/1", "psnr_sd", "body"][0] == pytest.approx(decibels.std())
+
+
+def test_synthrad_measures_the_body_and_ten_millimetres_around_it():
+    true = np.full(SHAPE, 76, np.int16)
+    body = np.zeros(SHAPE, bool)
+    body[:, :, :2] = True  # with what is within 10 mm: columns 0 to 11
+    predicted = np.full(SHAPE, -1024, np.int16)
+    predicted[:, :, :6], predicted[:, :, 6:12] = 76, 376
+    figures = score(true, predicted, body, protocols=["synthrad/1", "synthrad-published/1"])
+    for name, span in (("synthrad/1", 4024), ("synthrad-published/1", 4095)):
+        assert figures[name, "mae", "around"] == (150.0, 3)
+        assert figures[name, "psnr", "around"][0] == pytest.approx(
+            20 * np.log10(span / np.sqrt(300**2 / 2))
+        )
+        assert (name, "ms_ssim", "around") not in figures  # its coarsest voxel is outside
+    identity = score(true, true.copy(), protocols=["synthrad/1"])
+    assert identity["synthrad/1", "ms_ssim", "around"][0] == pytest.approx(1.0)
+    assert identity["synthrad/1", "psnr", "around"][0] == np.inf
+
+
+def test_synthrads_error_is_not_clipped_and_its_psnr_is():
+    true, predicted = np.full(SHAPE, 3000, np.int16), np.full(SHAPE, 3050, np.int16)
+    figures = score(true, predicted, protocols=["synthrad/1", "synthrad-published/1"])
+    assert figures["synthrad/1", "mae", "around"][0] == 50.0
+    assert figures["synthrad/1", "psnr", "around"][0] == np.inf
+    assert figures["synthrad-published/1", "psnr", "around"][0] == pytest.approx(
+        20 * np.log10(4095 / 50)
+    )
+    assert score(true, predicted, np.zeros(SHAPE, bool), protocols=["synthrad/1"]) == {}

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from dyefreenet.evaluate.regions import body_mask
+from dyefreenet.evaluate.regions import body_mask, dilated
 
 
 @pytest.fixture
@@ -53,3 +54,13 @@ def test_a_body_thinner_than_the_opening_is_still_found():
     hu = np.full((1, 30, 30), -1000, np.int16)
     hu[0, 10:13, 10:20] = 0
     assert body_mask(hu).sum() == 30
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 1.0, 1.0), (2.0, 0.7, 1.3), (2.0, 3.0, 0.8)])
+def test_a_dilation_is_that_of_the_distance(spacing):
+    mask = np.random.default_rng(4).random((3, 40, 52)) < 0.004
+    mask[0] = False
+    distance = [ndimage.distance_transform_edt(~s, sampling=spacing[1:]) for s in mask[1:]]
+    grown = dilated(mask, spacing, 10.0)
+    assert not grown[0].any()
+    assert np.array_equal(grown[1:], np.array(distance) <= 10.0)

@@ -21,7 +21,7 @@ def scans(shape=(4, 40, 33), seed=0):
 
 def texture(true, predicted, body=None):
     body = np.ones(true.shape, bool) if body is None else body
-    rows = protocol("texture/1").measure(Case(true, predicted, body))
+    rows = protocol("texture/1").measure(Case(true, predicted, true, body, (3.0, 1.0, 1.0)))
     return {row["metric"]: (row["value"], row["region"], row["n"]) for row in rows}
 
 

@@ -50,10 +50,21 @@ def psnr(real: Array, fake: Array, span: float, mask: Mask | None = None) -> flo
     return float(_decibels(squared.sum() / count.sum(), span))
 
 
-def psnr_per_slice(real: Array, fake: Array, span: float) -> NDArray[np.float64]:
-    """PSNR of each slice by itself, [Z]; infinity where a slice agrees exactly."""
-    _, squared, count = _error_sums(real, fake, None)
-    return _decibels(squared / count, span)
+def psnr_per_slice(
+    real: Array, fake: Array, span: float, mask: Mask | None = None
+) -> NDArray[np.float64]:
+    """PSNR of each slice by itself, [Z]; infinity where a slice agrees exactly.
+
+    NaN for a slice without a pixel of the mask.
+    """
+    _, squared, count = _error_sums(real, fake, mask)
+    return _decibels(_per_pixel(squared, count), span)
+
+
+def mae_per_slice(real: Array, fake: Array, mask: Mask | None = None) -> NDArray[np.float64]:
+    """Mean absolute error of each slice, [Z]; NaN for one without a pixel of the mask."""
+    absolute, _, count = _error_sums(real, fake, mask)
+    return _per_pixel(absolute, count)
 
 
 def ssim(real: Array, fake: Array, span: float, mask: Mask | None = None) -> NDArray[np.float64]:
@@ -158,6 +169,10 @@ def _gaussian_band(size: int) -> NDArray[np.float64]:
 def _decibels(mean_square: Any, span: float) -> Any:
     with np.errstate(divide="ignore"):  # no error at all is an infinite ratio, and meant so
         return 10.0 * np.log10(span**2 / np.asarray(mean_square))
+
+
+def _per_pixel(sums: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.divide(sums, count, out=np.full(len(sums), np.nan), where=count > 0)
 
 
 def _error_sums(

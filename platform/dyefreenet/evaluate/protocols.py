@@ -9,19 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyefreenet.errors import ConfigError
-from dyefreenet.evaluate.metrics import mae, psnr, psnr_per_slice, ssim_by_region
+from dyefreenet.evaluate.metrics import (
+    mae,
+    mae_per_slice,
+    psnr,
+    psnr_per_slice,
+    ssim_by_region,
+)
+from dyefreenet.evaluate.multiscale import ms_ssim
+from dyefreenet.evaluate.regions import dilated
 from dyefreenet.evaluate.texture import (
     gradient_distance,
     high_frequency_power,
     ratio,
     step_between_slices,
 )
+
+MARGIN_MM = 10.0  # by which SynthRAD's masks reach beyond the skin
 
 Row = dict[str, Any]  # metric, region, value, n; ``score_volume`` adds the protocol
 
@@ -33,25 +44,37 @@ class Case:
     Attributes:
         true: Measured contrast CT, int16 HU, [Z, H, W].
         predicted: The same from a method.
+        plain: The plain scan that the method was given.
         body: True inside the patient, [Z, H, W], found on the plain scan (``regions.body_mask``).
+        spacing: mm, (z, y, x).
         labels: Numbered structures, uint8, [Z, H, W]; None where nobody drew them.
         structures: Region's name to the numbers of the labels that make it up.
+
+    Raises:
+        ValueError: A volume has another shape than the true scan.
     """
 
     true: NDArray[np.int16]
     predicted: NDArray[np.int16]
+    plain: NDArray[np.int16]
     body: NDArray[np.bool_]
+    spacing: tuple[float, float, float]
     labels: NDArray[np.uint8] | None = None
     structures: Mapping[str, Collection[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("predicted", "body", "labels"):
+        for name in ("predicted", "plain", "body", "labels"):
             array = getattr(self, name)
             if array is not None and array.shape != self.true.shape:
                 raise ValueError(
                     f"{name}: expected the shape of the true scan, {self.true.shape}, "
                     f"found {array.shape}"
                 )
+
+    @cached_property
+    def around(self) -> NDArray[np.bool_]:
+        """The body and what lies within 10 mm of it in plane, as SynthRAD's masks do."""
+        return dilated(self.body, self.spacing, MARGIN_MM)
 
 
 @dataclass(frozen=True)
@@ -63,25 +86,11 @@ class Protocol:
     measure: Callable[[Case], list[Row]]
 
 
-def score_volume(
-    true: NDArray[np.int16],
-    predicted: NDArray[np.int16],
-    body: NDArray[np.bool_],
-    labels: NDArray[np.uint8] | None,
-    vessel_numbers: Collection[int],
-    protocols: Iterable[str],
-    structures: Mapping[str, Collection[int]] | None = None,
-) -> list[Row]:
+def score_volume(case: Case, protocols: Iterable[str]) -> list[Row]:
     """All figures of one patient under one method.
 
     Args:
-        true: Measured contrast CT, HU, [Z, H, W].
-        predicted: A method's prediction, HU, on the same grid.
-        body: Inside of the patient, from the plain scan.
-        labels: Numbered structures, or None.
-        vessel_numbers: Numbers of the labels that are arteries: together the region "vessel".
         protocols: Ids; ``roi/1`` is added where labels are given.
-        structures: Further regions of ``roi/1``, for instance {"aorta": {12}, "liver": {3}}.
 
     Returns:
         Rows {protocol, metric, region, value, n}. A region of which the patient shows nothing has
@@ -89,12 +98,10 @@ def score_volume(
 
     Raises:
         ConfigError: A protocol that does not exist.
-        ValueError: Shapes differ.
     """
-    regions = {"vessel": vessel_numbers} | dict(structures or {})
-    case = Case(true, predicted, body, labels, regions)
-    wanted = list(dict.fromkeys([*protocols, *(["roi/1"] if labels is not None else [])]))
-    return [{"protocol": name} | row for name in wanted for row in protocol(name).measure(case)]
+    named = [*protocols, *(["roi/1"] if case.labels is not None else [])]
+    wanted = [protocol(name) for name in dict.fromkeys(named)]  # all known before any is measured
+    return [{"protocol": one.id} | row for one in wanted for row in one.measure(case)]
 
 
 def protocol(name: str) -> Protocol:
@@ -106,11 +113,14 @@ def protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _windowed(low: int, high: int, per_slice: bool, regions: tuple[str, ...]) -> Callable:
+def _windowed(
+    low: int, high: int, per_slice: bool, regions: tuple[str, ...], normalised: bool = False
+) -> Callable[[Case], list[Row]]:
     """PSNR, SSIM and MAE of HU clipped to a window and counted from its lower end.
 
     Counted from 0, because the luminance term of SSIM asks for values that are not negative; with
     the width of the window as the span, any further scaling (to 0...255, say) changes no figure.
+    ``normalised`` gives the error as a share of the span, slice by slice, in place of HU.
     """
     span = float(high - low)
 
@@ -123,12 +133,37 @@ def _windowed(low: int, high: int, per_slice: bool, regions: tuple[str, ...]) ->
         rows = []
         for name, mask in masks.items():
             if per_slice:
-                rows += _over_slices("psnr", name, psnr_per_slice(true, predicted, span))
+                decibels = psnr_per_slice(true, predicted, span, mask)
+                rows += _over_slices("psnr", name, decibels)
             else:
                 value = psnr(true, predicted, span, mask)
                 rows.append(_row("psnr", name, value, len(true)))
             rows += _over_slices("ssim", name, similarity[name], spread=per_slice)
-            rows.append(_row("mae", name, mae(true, predicted, mask), len(true)))
+            if normalised:
+                shares = mae_per_slice(true, predicted, mask) / span
+                rows += _over_slices("nmae", name, shares)
+            else:
+                rows.append(_row("mae", name, mae(true, predicted, mask), len(true)))
+        return rows
+
+    return measure
+
+
+def _synthrad(high: int, published: bool) -> Callable[[Case], list[Row]]:
+    """MAE unclipped, PSNR and MS-SSIM from -1024 HU to ``high``, in the body and 10 mm around."""
+    low = -1024
+
+    def measure(case: Case) -> list[Row]:
+        if not case.body.any():
+            return []
+        mask, slices = case.around, len(case.true)
+        error = mae(case.true, case.predicted, mask)
+        true, predicted = (np.clip(scan, low, high) for scan in (case.true, case.predicted))
+        decibels = psnr(true, predicted, float(high - low), mask)
+        rows = [_row("psnr", "around", decibels, slices), _row("mae", "around", error, slices)]
+        similarity = ms_ssim(true, predicted, mask, low, high, published)
+        if similarity is not None:
+            rows.append(_row("ms_ssim", "around", similarity, slices))
         return rows
 
     return measure
@@ -207,6 +242,24 @@ PROTOCOLS: dict[str, Protocol] = {
             "HU clipped to [-200, 600] and scaled to 0...255, span 255; mean of axial slices; "
             "whole image",
             _windowed(-200, 600, per_slice=True, regions=("image",)),
+        ),
+        Protocol(
+            "full12/1",
+            "HU clipped to [-1024, 3071] and counted from -1024, span 4095; PSNR, SSIM and MAE as "
+            "a share of the span, mean of axial slices; body",
+            _windowed(-1024, 3071, per_slice=True, regions=("body",), normalised=True),
+        ),
+        Protocol(
+            "synthrad/1",
+            "body and 10 mm around it in plane, outside -1024 HU; MAE unclipped; PSNR and 3-D "
+            "MS-SSIM of HU clipped to [-1024, 3000], span 4024; luminance at the coarsest scale",
+            _synthrad(3000, published=False),
+        ),
+        Protocol(
+            "synthrad-published/1",
+            "as synthrad/1 with what the code published in 2025 does: HU clipped to [-1024, 3071], "
+            "span 4095; luminance at every scale; air before the first voxel of a coarser scale",
+            _synthrad(3071, published=True),
         ),
         Protocol(
             "roi/1",

@@ -39,6 +39,35 @@ def body_mask(plain_hu: NDArray[Any]) -> NDArray[np.bool_]:
     return _filled(_square(largest, grow=True) & dense)
 
 
+def dilated(
+    mask: NDArray[np.bool_], spacing: tuple[float, float, float], radius_mm: float
+) -> NDArray[np.bool_]:
+    """The mask grown in plane by a disc: pixels whose centre is within the radius of its centres.
+
+    Args:
+        mask: [Z, H, W].
+        spacing: mm, (z, y, x).
+        radius_mm: Of the disc.
+    """
+    _, high, wide = spacing
+    height, width = mask.shape[1:]
+    columns = np.arange(width, dtype=np.int32)
+    reach = int(radius_mm / high + 1e-9)
+    grown = np.zeros_like(mask)
+    for inside, out in zip(mask, grown, strict=True):
+        if not inside.any():
+            continue
+        last = np.maximum.accumulate(np.where(inside, columns, -width - height), axis=1)
+        after = np.where(inside, columns, 2 * width + height)[:, ::-1]
+        nearest = np.minimum.accumulate(after, axis=1)[:, ::-1]
+        distance = np.minimum(columns - last, nearest - columns)  # along the row, pixels
+        for step in range(-reach, reach + 1):  # a disc is a chord in each row
+            chord = np.sqrt(max(radius_mm**2 - (step * high) ** 2, 0.0)) / wide
+            above, below = max(step, 0), max(-step, 0)
+            out[above : height - below] |= distance[below : height - above] <= chord + 1e-9
+    return grown
+
+
 def _square(mask: NDArray[np.bool_], grow: bool) -> NDArray[np.bool_]:
     """Dilation (grow) or erosion of each slice by a square of THIN pixels.
 

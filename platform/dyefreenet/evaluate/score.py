@@ -20,7 +20,7 @@ from dyefreenet.data.phantom import ARTERIES, LABELS
 from dyefreenet.data.shards import Slab, SlabRecord, read_records, read_slab
 from dyefreenet.errors import InputError
 from dyefreenet.evaluate import remap
-from dyefreenet.evaluate.protocols import PROTOCOLS, score_volume
+from dyefreenet.evaluate.protocols import PROTOCOLS, Case, score_volume
 from dyefreenet.evaluate.regions import body_mask
 from dyefreenet.evaluate.statistics import differences, summarise
 from dyefreenet.store import Folder
@@ -109,18 +109,11 @@ def score_patient(
     for method in cascade.methods:
         predictions[method] = cascade.predict_grid(plain, method)
     patient, rows = slabs[0].patient, []
-    vessels = {LABELS[name] for name in ARTERIES}
-    organs = {name: {LABELS[name]} for name in ORGANS}
+    structures = {"vessel": {LABELS[name] for name in ARTERIES}}
+    structures |= {name: {LABELS[name]} for name in ORGANS}
     for method, predicted in predictions.items():
-        for row in score_volume(
-            true,
-            predicted,
-            body,
-            labels,
-            vessels,
-            cascade.recipe.evaluate.protocols,
-            structures=organs,
-        ):
+        case = Case(true, predicted, plain, body, slabs[0].spacing, labels, structures)
+        for row in score_volume(case, cascade.recipe.evaluate.protocols):
             rows.append({"patient": patient, "method": method} | row)
     chosen = np.unique(np.linspace(0, len(plain) - 1, PANEL_SLICES + 2).round().astype(int)[1:-1])
     arrays = {"plain": plain, "true": true}

@@ -17,9 +17,9 @@ from scipy.stats import wilcoxon
 
 Row = dict[str, Any]
 RESAMPLES = 10_000
-HIGHER_IS_BETTER = ("psnr", "ssim")
+HIGHER_IS_BETTER = ("psnr", "ssim", "ms_ssim")
 ENOUGH = 6  # patients: the fewest that, all of one sign, reach p < 0.05 (Wilcoxon)
-LOWER_IS_BETTER = ("mae", "median_error")
+LOWER_IS_BETTER = ("mae", "nmae", "median_error")
 TARGETS = {"high_frequency": 1.0, "gradient_w1": 0.0, "flicker": 1.0}  # neither more nor less
 KEY = ("method", "protocol", "metric", "region")
 
