@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import linregress
 
-from dyefreenet.evaluate.statistics import by_patient, differences, interval, summarise
+from dyefreenet.evaluate.statistics import by_patient, differences, interval, levels, summarise
 
 
 def rows(method, values, protocol="window600/1", metric="psnr", region="image"):
@@ -162,3 +163,42 @@ def test_scans_of_a_patient_on_both_sides_of_a_target_do_not_cancel():
     refine = rows("refine", [0.5], "texture/1", "flicker")
     refine += rows("refine", [1.5], "texture/1", "flicker")
     assert differences(unet + refine)[0]["mean"] == 0.5
+
+
+def level_rows(method, predicted, true):
+    return [
+        *rows(method, predicted, "roi/1", "median_hu", "vessel"),
+        *rows(method, true, "roi/1", "true_median_hu", "vessel"),
+    ]
+
+
+def test_a_method_that_halves_every_difference_has_half_the_slope_and_a_quarter_of_the_variance():
+    true = np.array([200.0, 250, 300, 380, 410, 240])
+    line, average = levels(
+        level_rows("unet", 150 + 0.5 * true, true) + level_rows("refine", [290.0] * 6, true), 500
+    )
+    assert (line["method"], line["region"], line["n"]) == ("unet", "vessel", 6)
+    for end in ("", "_low", "_high"):
+        assert line[f"slope{end}"] == pytest.approx(0.5)
+        assert line[f"variance_ratio{end}"] == pytest.approx(0.25)
+        assert average[f"slope{end}"] == average[f"variance_ratio{end}"] == 0.0
+
+
+def test_the_slope_is_that_of_least_squares_and_its_interval_that_of_the_normal_law():
+    rng = np.random.default_rng(1)
+    true = rng.normal(300, 50, 300)
+    predicted = 200 + 0.4 * true + rng.normal(0, 20, 300)
+    (line,) = levels(level_rows("unet", predicted, true), 2000)
+    fitted = linregress(true, predicted)
+    assert line["slope"] == pytest.approx(fitted.slope)
+    assert line["variance_ratio"] == pytest.approx(predicted.var() / true.var())
+    assert line["slope_low"] == pytest.approx(fitted.slope - 1.96 * fitted.stderr, abs=0.01)
+    assert line["slope_high"] == pytest.approx(fitted.slope + 1.96 * fitted.stderr, abs=0.01)
+
+
+def test_levels_of_few_or_equal_patients_have_no_slope():
+    (few,) = levels(level_rows("unet", [200.0, 300], [250.0, 350]))
+    (equal,) = levels(level_rows("unet", [200.0, 300, 250], [300.0] * 3))
+    assert few["n"] == 2 and few["slope"] is None
+    assert equal["variance_ratio_low"] is None
+    assert levels(rows("unet", [30.0])) == []

@@ -31,7 +31,9 @@ from dyefreenet.evaluate.texture import (
     ratio,
     step_between_slices,
 )
+from dyefreenet.evaluate.vessels import vessel_agreement
 
+VESSEL, MUSCLE = "vessel", "muscle"  # regions of roi/1 that mean something to it
 MARGIN_MM = 10.0  # by which SynthRAD's masks reach beyond the skin
 
 Row = dict[str, Any]  # metric, region, value, n; ``score_volume`` adds the protocol
@@ -188,23 +190,45 @@ def _over_slices(
 
 
 def _structures(case: Case) -> list[Row]:
-    """Errors in HU, unclipped, within each labelled structure."""
+    """Errors and levels in HU, unclipped, within each labelled structure; how vessels are drawn."""
     if case.labels is None:
         return []
     rows = []
+    muscle = _inside(case, case.structures.get(MUSCLE, ()))
+    scans = {"": case.predicted, "true_": case.true}
+    ground = {
+        prefix: (float(np.median(scan[muscle])), float(scan[muscle].std()))
+        for prefix, scan in scans.items()
+        if muscle.any()
+    }
     for name, numbers in case.structures.items():
-        inside = np.isin(case.labels, list(numbers))
+        inside = _inside(case, numbers)
         voxels = int(inside.sum())
         if not voxels:
             continue
-        error = case.predicted[inside].astype(np.float64) - case.true[inside]
-        medians = np.median(case.predicted[inside]) - np.median(case.true[inside])
+        values = {prefix: scan[inside] for prefix, scan in scans.items()}
+        medians = {prefix: float(np.median(hu)) for prefix, hu in values.items()}
+        error = np.subtract(values[""], values["true_"], dtype=np.int32)
         rows += [
             _row("mae", name, float(np.abs(error).mean()), voxels),
             _row("bias", name, float(error.mean()), voxels),
-            _row("median_error", name, float(abs(medians)), voxels),
+            _row("median_error", name, abs(medians[""] - medians["true_"]), voxels),
         ]
+        for prefix, median in medians.items():
+            rows.append(_row(f"{prefix}median_hu", name, median, voxels))
+            usual, spread = ground.get(prefix, (0.0, 0.0))
+            if name != MUSCLE and spread > 0:
+                rows.append(_row(f"{prefix}cnr", name, abs(median - usual) / spread, voxels))
+        if name == VESSEL:
+            drawn = vessel_agreement(case.true, case.predicted, case.plain, inside, case.spacing)
+            if drawn is not None:
+                rows += [_row("dice", name, drawn[0], voxels), _row("hd95", name, drawn[1], voxels)]
     return rows
+
+
+def _inside(case: Case, numbers: Collection[int]) -> NDArray[np.bool_]:
+    assert case.labels is not None
+    return np.isin(case.labels, list(numbers))
 
 
 def _texture(case: Case) -> list[Row]:
@@ -263,7 +287,8 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "roi/1",
-            "HU as they are within labelled structures: MAE, bias, difference of the medians",
+            "HU as they are within labelled structures: MAE, bias, medians and their difference, "
+            "CNR against muscle; of the vessels Dice and HD95 of what lights up within 5 mm",
             _structures,
         ),
         Protocol(

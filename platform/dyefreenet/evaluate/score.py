@@ -22,7 +22,7 @@ from dyefreenet.errors import InputError
 from dyefreenet.evaluate import remap
 from dyefreenet.evaluate.protocols import PROTOCOLS, Case, score_volume
 from dyefreenet.evaluate.regions import body_mask
-from dyefreenet.evaluate.statistics import differences, summarise
+from dyefreenet.evaluate.statistics import differences, levels, summarise
 from dyefreenet.store import Folder
 
 ORGANS = ("aorta", "liver", "muscle")  # of a phantom, whose HU are compared beside the arteries
@@ -139,4 +139,5 @@ def write_tables(rows: list[dict[str, Any]], recipe: Recipe, target: Folder) -> 
         "rows.parquet": target.write("rows.parquet", sink.getvalue()),
         "summary.json": target.write_json("summary.json", summarise(rows, resamples, seed)),
         "differences.json": target.write_json("differences.json", compared),
+        "levels.json": target.write_json("levels.json", levels(rows, resamples, seed)),
     }

@@ -17,11 +17,12 @@ from scipy.stats import wilcoxon
 
 Row = dict[str, Any]
 RESAMPLES = 10_000
-HIGHER_IS_BETTER = ("psnr", "ssim", "ms_ssim")
+HIGHER_IS_BETTER = ("psnr", "ssim", "ms_ssim", "dice")
 ENOUGH = 6  # patients: the fewest that, all of one sign, reach p < 0.05 (Wilcoxon)
-LOWER_IS_BETTER = ("mae", "nmae", "median_error")
+LOWER_IS_BETTER = ("mae", "nmae", "median_error", "hd95")
 TARGETS = {"high_frequency": 1.0, "gradient_w1": 0.0, "flicker": 1.0}  # neither more nor less
 KEY = ("method", "protocol", "metric", "region")
+LEVEL_KEY = ("method", "protocol", "region")
 
 
 class Table(Protocol):
@@ -101,6 +102,63 @@ def differences(
                 row["p_holm"] = corrected
             differing += against
     return differing
+
+
+def levels(rows: list[Row] | Table, resamples: int = RESAMPLES, seed: int = 0) -> list[Row]:
+    """Whether predicted levels follow the patients: slope and variance ratio of each region.
+
+    Over patients, of the median HU of a region: the slope beta of the least-squares line of the
+    predicted against the true level, and the variance of the predicted levels over that of the true
+    ones. A method that gives everyone the average level has 0 of both; the aim is 1.
+
+    Returns:
+        {method, protocol, region, n, slope, slope_low, slope_high, variance_ratio,
+        variance_ratio_low, variance_ratio_high}: n patients, and 95 % intervals over resampled
+        patients. Figures are None where fewer than 3 patients, or no two true levels differ.
+    """
+    lines = []
+    for (method, protocol, region), group in _grouped(_as_list(rows), LEVEL_KEY).items():
+        found, real = (
+            by_patient(row for row in group if row["metric"] == metric)
+            for metric in ("median_hu", "true_median_hu")
+        )
+        if not found:
+            continue
+        predicted = np.array(list(found.values()))
+        true = np.array([real[patient] for patient in found])
+        line = {"method": method, "protocol": protocol, "region": region, "n": len(true)}
+        lines.append(line | _level_figures(predicted, true, resamples, seed))
+    return lines
+
+
+def _level_figures(
+    predicted: NDArray[np.float64], true: NDArray[np.float64], resamples: int, seed: int
+) -> Row:
+    names = ("slope", "variance_ratio")
+    if len(true) < 3 or np.ptp(true) == 0.0:
+        return {f"{name}{end}": None for name in names for end in ("", "_low", "_high")}
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, len(true), (resamples, len(true)))
+    varied = np.ptp(true[drawn], axis=1) > 0  # one patient drawn n times has no slope
+    figures: Row = {}
+    whole, resampled = (
+        _follow(predicted[None], true[None]),
+        _follow(predicted[drawn[varied]], true[drawn[varied]]),
+    )
+    for name, value, draws in zip(names, whole, resampled, strict=True):
+        low, high = np.quantile(draws, [0.025, 0.975])
+        figures |= {name: float(value[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return figures
+
+
+def _follow(
+    predicted: NDArray[np.float64], true: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Slope of predicted against true, and the ratio of their variances, of each row [R, n]."""
+    p = predicted - predicted.mean(axis=1, keepdims=True)
+    t = true - true.mean(axis=1, keepdims=True)
+    variance = (t * t).sum(axis=1)
+    return (p * t).sum(axis=1) / variance, (p * p).sum(axis=1) / variance
 
 
 def by_patient(rows: Iterable[Row]) -> dict[str, float]:
