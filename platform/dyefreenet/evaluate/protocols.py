@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyefreenet.errors import ConfigError
+from dyefreenet.evaluate import enhancement
 from dyefreenet.evaluate.metrics import (
     mae,
     mae_per_slice,
@@ -247,8 +248,21 @@ def _texture(case: Case) -> list[Row]:
     return [_row(name, where, value, n) for name, where, value, n in figures if value is not None]
 
 
+def _enhancement(case: Case) -> list[Row]:
+    """What lit up and should not have, what should have and did not, and where nothing may change."""
+    found = enhancement.measure(case.true, case.predicted, case.plain, case.body)
+    inside = int(case.body.sum())
+    figures = (
+        ("invented", "body", found.invented, inside),
+        ("missed", "body", found.missed, inside),
+        ("outside_change", "outside", found.outside, case.body.size - inside),
+        ("change_flicker", "body", found.flicker, len(case.true) - 1),
+    )
+    return [_row(name, where, value, n) for name, where, value, n in figures if value is not None]
+
+
 def _row(metric: str, region: str, value: float, n: int) -> Row:
-    """One figure; ``n`` counts slices, steps between slices, or voxels of a structure."""
+    """One figure; ``n`` counts slices, steps between slices, or voxels of a region."""
     return {"metric": metric, "region": region, "value": value, "n": n}
 
 
@@ -297,6 +311,13 @@ PROTOCOLS: dict[str, Protocol] = {
             "and step between slices in the body as predicted / true, target 1; 1-Wasserstein "
             "distance of in-plane gradients inside the body, HU/pixel, target 0",
             _texture,
+        ),
+        Protocol(
+            "enhancement/1",
+            "change from the plain scan, 3x3 mean: share of the body above 100 HU where the true "
+            "change is below 30 (invented), and the reverse (missed); |change| outside the body, "
+            "target 0; step of the change between slices as predicted / true, target 1",
+            _enhancement,
         ),
     )
 }

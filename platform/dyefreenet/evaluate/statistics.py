@@ -19,8 +19,14 @@ Row = dict[str, Any]
 RESAMPLES = 10_000
 HIGHER_IS_BETTER = ("psnr", "ssim", "ms_ssim", "dice")
 ENOUGH = 6  # patients: the fewest that, all of one sign, reach p < 0.05 (Wilcoxon)
-LOWER_IS_BETTER = ("mae", "nmae", "median_error", "hd95")
-TARGETS = {"high_frequency": 1.0, "gradient_w1": 0.0, "flicker": 1.0}  # neither more nor less
+LOWER_IS_BETTER = ("mae", "nmae", "median_error", "hd95", "invented", "missed")
+TARGETS = {  # neither more nor less
+    "high_frequency": 1.0,
+    "gradient_w1": 0.0,
+    "flicker": 1.0,
+    "outside_change": 0.0,
+    "change_flicker": 1.0,
+}
 KEY = ("method", "protocol", "metric", "region")
 LEVEL_KEY = ("method", "protocol", "region")
 
