@@ -92,7 +92,8 @@ class Cascade:
             phase: That is wanted; None: the one that the recipe names.
 
         Raises:
-            InputError: No such method, or it has not learnt this phase.
+            InputError: No such method, it has not learnt this phase, or what its network makes is
+                not finite.
         """
         chosen, phase = self.method(method), phase or self.recipe.ingest.phase
         if phase not in chosen.phases:
@@ -114,6 +115,12 @@ class Cascade:
                     votes[place] += 1
             tick(z + 1, total)
         predicted = source + change / votes[:, None, None]
+        broken = ~np.isfinite(predicted).all(axis=(1, 2))
+        if broken.any():  # as whole numbers they would be HU like any other
+            raise InputError(
+                f"{method}: expected finite HU in every predicted slice, found NaN or infinity in "
+                f"{int(broken.sum())} of {total}, first in slice {int(np.argmax(broken))}"
+            )
         if volume.padding is not None:
             predicted[volume.padding] = source[volume.padding]
         return volume.with_hu(np.rint(predicted).astype(np.int16))

@@ -145,12 +145,12 @@ def train(context: Context, planned: Planned) -> dict[str, Any]:
 
 
 def evaluate(context: Context, planned: Planned) -> dict[str, Any]:
-    """Every method on the test patients."""
-    (context.run / "evaluate").clear()
+    """Every method on the test patients; those that are scored already stay."""
     return evaluate_run(
         context.recipe,
         context.run,
         report=lambda done, total: context.progress.tick("evaluate", done, total, "patients"),
+        say=lambda line: context.progress.say("evaluate", line),
     )
 
 

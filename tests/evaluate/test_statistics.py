@@ -7,7 +7,14 @@ import pyarrow as pa
 import pytest
 from scipy.stats import linregress
 
-from dyefreenet.evaluate.statistics import by_patient, differences, interval, levels, summarise
+from dyefreenet.evaluate.statistics import (
+    by_patient,
+    differences,
+    interval,
+    levels,
+    missing,
+    summarise,
+)
 
 
 def rows(method, values, protocol="window600/1", metric="psnr", region="image"):
@@ -202,3 +209,28 @@ def test_levels_of_few_or_equal_patients_have_no_slope():
     assert few["n"] == 2 and few["slope"] is None
     assert equal["variance_ratio_low"] is None
     assert levels(rows("unet", [30.0])) == []
+
+
+def test_two_rows_of_one_scan_are_refused():
+    table = [row | {"pair": "scan1"} for row in rows("unet", [30.0, 31])]
+    assert len(by_patient(table)) == 2
+    with pytest.raises(ValueError, match=r"patient p1, pair scan1: expected one row .* found two"):
+        by_patient([*table, table[1]])
+    other = table[1] | {"pair": "scan2", "value": 33.0}
+    assert by_patient([*table, other])["p1"] == 32.0
+
+
+def test_a_patient_whom_a_method_lacks_is_named():
+    table = rows("unet", [30.0, 31, 32]) + rows("refine", [30.0, 31])
+    assert missing(table) == [
+        "patient p2: expected rows of every method, found none of refine; its mean is over other "
+        "patients than theirs"
+    ]
+    assert missing(table[:2] + table[3:]) == []
+
+
+def test_infinities_of_both_signs_decide_nothing():
+    unet = rows("unet", [math.inf, 30.0, 30, 30, 30, 30, 30, 30])
+    refine = rows("refine", [30.0, math.inf, 31, 31, 31, 31, 31, 31])
+    with np.errstate(invalid="ignore"):
+        assert differences(unet + refine, resamples=99)[0]["verdict"] == "no difference shown"

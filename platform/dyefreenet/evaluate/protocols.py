@@ -249,7 +249,7 @@ def _texture(case: Case) -> list[Row]:
 
 
 def _enhancement(case: Case) -> list[Row]:
-    """What lit up and should not have, what should have and did not, and where nothing may change."""
+    """What lit up and should not have, what should have, and what changed where nothing may."""
     found = enhancement.measure(case.true, case.predicted, case.plain, case.body)
     inside = int(case.body.sum())
     figures = (

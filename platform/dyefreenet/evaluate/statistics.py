@@ -1,8 +1,9 @@
 """From rows to a table: means and differences over patients, with bootstrap intervals.
 
 The unit is the patient: 489 slices are not 489 patients. A row has at least method, protocol,
-metric, region, patient and value. Rows of different protocols are never pooled: the functions
-that group rows keep them apart, and those that pool refuse a mixture.
+metric, region, patient and value; ``pair`` tells several scans of a patient apart. Rows of
+different protocols are never pooled: the functions that group rows keep them apart, and those that
+pool refuse a mixture.
 """
 
 from __future__ import annotations
@@ -171,9 +172,11 @@ def by_patient(rows: Iterable[Row]) -> dict[str, float]:
     """Patient to value, of rows that may be pooled; the mean where a patient has several scans.
 
     Raises:
-        ValueError: The rows mix methods, protocols, metrics or regions, or a value is NaN.
+        ValueError: The rows mix methods, protocols, metrics or regions, a value is NaN, or a scan
+            has two rows.
     """
     values: dict[str, list[float]] = {}
+    seen: set[tuple[str, str]] = set()
     first: tuple[Any, ...] | None = None
     for row in rows:
         key = tuple(row[name] for name in KEY)
@@ -183,8 +186,35 @@ def by_patient(rows: Iterable[Row]) -> dict[str, float]:
         patient, value = row["patient"], float(row["value"])
         if math.isnan(value):
             raise ValueError(f"patient {patient}: expected a number for {key}, found NaN")
+        if "pair" in row:
+            scan = (patient, row["pair"])
+            if scan in seen:
+                raise ValueError(
+                    f"patient {patient}, pair {row['pair']}: expected one row for {key}, found two"
+                )
+            seen.add(scan)
         values.setdefault(patient, []).append(value)
     return {patient: sum(scans) / len(scans) for patient, scans in values.items()}
+
+
+def missing(rows: list[Row] | Table) -> list[str]:
+    """A line for each patient that some methods have and another has not.
+
+    Means over different patients are no comparison; differences take only the patients that both
+    have. So it must be told.
+    """
+    patients: dict[str, None] = {}
+    by_method: dict[str, set[str]] = {}
+    for row in _as_list(rows):
+        patients[row["patient"]] = None
+        by_method.setdefault(row["method"], set()).add(row["patient"])
+    return [
+        f"patient {patient}: expected rows of every method, found none of {method}; its mean is "
+        "over other patients than theirs"
+        for patient in patients
+        for method, found in by_method.items()
+        if patient not in found
+    ]
 
 
 def interval(
@@ -217,7 +247,7 @@ def interval(
 
 
 def _verdict(metric: str, low: float | None, high: float | None, n: int) -> str:
-    if low is None or high is None or low <= 0.0 <= high:
+    if low is None or high is None or not (low > 0.0 or high < 0.0):  # NaN lies on no side
         return "no difference shown"
     if n < ENOUGH:
         return "too few patients"
