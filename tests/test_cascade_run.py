@@ -19,6 +19,7 @@ from dyefreenet import recipes
 from dyefreenet.cascade import Cascade
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import StoreError
+from dyefreenet.evaluate.protocols import PROTOCOLS
 from dyefreenet.store import Folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +108,21 @@ def test_rows_of_every_method_under_every_protocol(run):
     vessel = [row for row in summary if (row["metric"], row["region"]) == ("mae", "vessel")]
     assert {row["method"] for row in vessel} == methods
     assert all(row["low"] <= row["mean"] <= row["high"] for row in vessel)
+
+
+def test_the_run_under_every_convention_stands_beside_its_own_evaluation(run, cluster):
+    before = (run / "evaluate").read("manifest.json")
+    output = submit(cluster, "jobs/evaluate.py", "--all-protocols")
+    store = os.environ["DYEFREENET_STORE"]
+    words = ["--recipe", TINY, "--store", store, "--all-protocols", "--json"]
+    done = local("jobs/evaluate.py", *words)  # made already: no cluster is needed
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["protocols"]) == set(PROTOCOLS) and found["left_out"] == []
+    for name in PROTOCOLS:
+        assert name in output
+        assert any(line["protocol"] == name for line in found["summary"])
+    assert (run / "evaluate").read("manifest.json") == before
 
 
 def test_no_patient_is_in_two_splits(run):

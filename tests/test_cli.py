@@ -150,3 +150,8 @@ def test_generate_with_the_shipped_weights(capsys, tmp_path):
     assert made.GetSpacing() == image.GetSpacing() and made.GetSize() == image.GetSize()
     assert made.GetOrigin() == pytest.approx(image.GetOrigin())
     assert made.GetDirection() == image.GetDirection()
+
+
+def test_all_protocols_of_a_run_that_is_not_trained(capsys, tmp_path):
+    words = ["evaluate", "--all-protocols", "--json", "--store", str(tmp_path)]
+    assert "it needs 'ingest', which is not done" in fails(capsys, *words)

@@ -30,6 +30,7 @@ EPILOG = """examples:
   dyefreenet pairs -i ARCHIVE --review review.csv
   dyefreenet plan --catalogue idc -o nlst-plan
   dyefreenet train --stage refine --recipe demo
+  dyefreenet evaluate --recipe demo --all-protocols
   dyefreenet generate -i CT_FOLDER -o OUT_FOLDER
   dyefreenet sweep --recipe demo --stage primary --trials 6
   dyefreenet describe --recipe paper
@@ -180,11 +181,23 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(call=_plan)
 
     evaluate = commands.add_parser(
-        "evaluate", help="score every trained method, and write the report"
+        "evaluate",
+        help="score every trained method, and write the report",
+        description="The evaluate step of a run, and its report. With --all-protocols the same "
+        "networks under every convention that we know, in a folder of its own: to place published "
+        "figures, which differ by 20 dB for one pair of scans.",
+    )
+    evaluate.add_argument(
+        "--all-protocols", action="store_true", help="one result under every convention"
+    )
+    evaluate.add_argument(
+        "--json",
+        action="store_true",
+        help='print the summary as one object; what is infinite is the string "Infinity"',
     )
     _add_recipe(evaluate)
     _add_resources(evaluate)
-    evaluate.set_defaults(call=_run, only=("evaluate",))
+    evaluate.set_defaults(call=_evaluate, only=("evaluate",))
 
     train = commands.add_parser("train", help="one stage; what it needs must be done")
     train.add_argument(
@@ -312,6 +325,13 @@ def _resources(options: argparse.Namespace) -> Resources:
 
 
 def _run(options: argparse.Namespace) -> None:
+    run, only, count = _do_steps(options)
+    if (run / "evaluate").manifest() is not None and (not only or "evaluate" in only):
+        _print_report(run, again=count > 0)
+
+
+def _do_steps(options: argparse.Namespace) -> tuple[Folder, Sequence[str], int]:
+    """What a command asks for; the run, the steps' names and how many there were to do."""
     from dyefreenet.pipeline import run_steps
 
     recipe, run = _open(options)
@@ -325,8 +345,30 @@ def _run(options: argparse.Namespace) -> None:
         else f"nothing to do: every step of {run} is done already",
         file=sys.stderr,
     )
-    if (run / "evaluate").manifest() is not None and (not only or "evaluate" in only):
-        _print_report(run, again=count > 0)
+    return run, only, count
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dyefreenet.report import protocols_text, summary_object, write_report
+
+    if options.all_protocols:
+        from dyefreenet.evaluate.protocols import PROTOCOLS
+        from dyefreenet.pipeline import evaluate_under
+
+        recipe, run = _open(options)
+        step = evaluate_under(recipe, run, tuple(PROTOCOLS), Progress(), options.verbose)
+    elif options.json:
+        run, _, count = _do_steps(options)
+        step = "evaluate"
+        if count:
+            write_report(run)
+    else:
+        _run(options)
+        return
+    if options.json:
+        print(json.dumps(summary_object(run, step), indent=1))
+    else:
+        print(f"{protocols_text(run, step)}\n\nrows: {run}/{step}/rows.parquet")
 
 
 def _ingest(options: argparse.Namespace) -> None:

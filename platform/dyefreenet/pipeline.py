@@ -9,10 +9,12 @@ from typing import Any
 
 from dyefreenet.config import Recipe
 from dyefreenet.errors import ConfigError, DyeFreeNetError
-from dyefreenet.plan import Planned, plan
+from dyefreenet.plan import Planned, plan, steps_of
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
-from dyefreenet.store import Folder
+from dyefreenet.store import MANIFEST, Folder, fingerprint
+
+BESIDE = "evaluate_all"  # folder of an evaluation beside the run's own
 
 
 def run_steps(
@@ -101,6 +103,49 @@ def run_steps(
     if failure is not None:
         raise failure
     return count
+
+
+def evaluate_under(
+    recipe: Recipe,
+    run: Folder,
+    protocols: Sequence[str],
+    progress: Progress,
+    verbose: bool = False,
+) -> str:
+    """Score a trained run under other protocols than its recipe names; its own evaluation stays.
+
+    Returns:
+        Name of the folder beside ``evaluate``, made now or found done, with the same files.
+
+    Raises:
+        ConfigError: Steps that evaluation needs are not done.
+        InputError: There is no test patient, or none could be scored.
+    """
+    needs = plan(recipe, run, ("evaluate",))[0].needs
+    settings = recipe.evaluate.model_copy(update={"protocols": tuple(protocols)})
+    recipe = recipe.model_copy(update={"evaluate": settings})
+    config = next(step.config for step in steps_of(recipe) if step.name == "evaluate")
+    mark, target = fingerprint(config, needs), run / BESIDE
+    manifest = target.manifest()
+    if manifest is not None and manifest["fingerprint"] == mark:
+        return BESIDE
+    run.require_writable()
+    target.remove(MANIFEST)
+
+    from dyefreenet import runtime
+
+    runtime.connect(verbose)  # before anything imports Ray, which reads its settings only then
+    from dyefreenet.evaluate.score import evaluate
+
+    facts = evaluate(
+        recipe,
+        run,
+        report=lambda done, total: progress.tick(BESIDE, done, total, "patients"),
+        say=lambda line: progress.say(BESIDE, line),
+        step=BESIDE,
+    )
+    target.publish(mark, config, needs=needs, **facts)
+    return BESIDE
 
 
 def _one_line(error: BaseException) -> str:

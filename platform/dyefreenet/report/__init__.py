@@ -1,7 +1,8 @@
 """The table and the pages of a run. Reads run folders only; nothing is measured here."""
 
+from dyefreenet.report.conventions import protocols_text, summary_object
 from dyefreenet.report.page import write_report
 from dyefreenet.report.quality import write_quality
 from dyefreenet.report.table import table_text
 
-__all__ = ["table_text", "write_quality", "write_report"]
+__all__ = ["protocols_text", "summary_object", "table_text", "write_quality", "write_report"]

@@ -166,13 +166,16 @@ class Results:
         )
 
 
-def read_results(run: Folder) -> Results:
+def read_results(run: Folder, step: str = "evaluate") -> Results:
     """Gather a run's tables.
+
+    Args:
+        step: Folder of the evaluation below the run.
 
     Raises:
         StoreError: The run has no finished evaluation, or its figures cannot be read or trusted.
     """
-    evaluate = run / "evaluate"
+    evaluate = run / step
     if evaluate.manifest() is None or not evaluate.exists("summary.json"):
         raise StoreError(
             f"{evaluate}: expected a finished evaluation, found none; run the step evaluate first"
