@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dyefreenet.evaluate.regions import body_mask, dilated
+from dyefreenet.evaluate.regions import COMPUTED, body_mask, computed_labels, dilated
 
 
 @pytest.fixture
@@ -64,3 +64,55 @@ def test_a_dilation_is_that_of_the_distance(spacing):
     grown = dilated(mask, spacing, 10.0)
     assert not grown[0].any()
     assert np.array_equal(grown[1:], np.array(distance) <= 10.0)
+
+
+@pytest.fixture
+def pair():
+    """Plain, true, body of a trunk with a spine, lung, aorta and kidneys, and its labels."""
+    rows, columns = np.mgrid[:128, :128]
+    body = ((rows - 64) / 45) ** 2 + ((columns - 64) / 58) ** 2 <= 1
+    spine = np.hypot(rows - 86, columns - 64) <= 9
+    lung = np.hypot(rows - 56, columns - 30) <= 12
+    aorta = np.hypot(rows - 66, columns - 66) <= 7
+    kidney = np.hypot(rows - 76, columns - 98) <= 8
+    node = np.hypot(rows - 40, columns - 80) <= 2  # as bright as the aorta, and far too small
+    plain = np.full((10, 128, 128), -1000, np.int16)
+    plain[:, body] = 45
+    plain[:, spine], plain[:, lung] = 450, -850
+    true = plain.copy()
+    true[:, aorta] += 300
+    true[:, kidney] += 130  # less than two thirds of the aorta's change
+    true[4, node] += 300
+    expected = 1 * spine + 2 * lung + 3 * aorta
+    return plain, true, np.repeat(body[None], 10, axis=0), np.repeat(expected[None], 10, axis=0)
+
+
+def test_bone_air_and_vessels_are_computed(pair):
+    plain, true, body, expected = pair
+    labels = computed_labels(plain, true, body, (4.0, 1.0, 1.0))
+    assert set(COMPUTED) == {"computed_bone", "computed_air", "computed_vessel"}
+    assert np.array_equal(labels == 1, expected == 1)
+    assert np.array_equal(labels == 2, expected == 2)
+    vessel = labels == 3
+    assert not vessel[expected != 3].any()  # neither kidney nor node
+    assert vessel.sum() > 0.8 * (expected == 3).sum()  # means at its rim hold what is beside it
+
+
+def test_a_piece_below_a_millilitre_is_no_vessel(pair):
+    plain, true, body, _ = pair
+    assert not (computed_labels(plain, true, body, (0.5, 1.0, 1.0)) == 3).any()
+
+
+def test_bone_that_moved_by_a_pixel_is_no_vessel(pair):
+    plain, true, body, expected = pair
+    moved = np.where(np.roll(expected == 1, 2, axis=2) & (expected == 0), np.int16(450), true)
+    assert np.array_equal(
+        computed_labels(plain, moved, body, (4.0, 1.0, 1.0)) == 3,
+        computed_labels(plain, true, body, (4.0, 1.0, 1.0)) == 3,
+    )
+
+
+def test_a_pair_without_contrast_or_body_has_no_vessels(pair):
+    plain, _, body, _ = pair
+    assert set(np.unique(computed_labels(plain, plain, body, (4.0, 1.0, 1.0)))) == {0, 1, 2}
+    assert not computed_labels(plain, plain, np.zeros_like(body), (4.0, 1.0, 1.0)).any()

@@ -170,3 +170,24 @@ def test_tables_hold_levels_beside_the_summary(store, tmp_path):
     assert set(files) == {"rows.parquet", "summary.json", "differences.json", "levels.json"}
     lines = target.read_json("levels.json")
     assert {line["region"] for line in lines} == {"vessel", "aorta"}
+
+
+def test_a_pair_without_labels_is_scored_in_computed_regions(tmp_path):
+    plain, contrast, _ = volumes()
+    contrast = np.where(contrast > 200, np.int16(350), plain)
+    ingest = Folder(str(tmp_path / "ingest"))
+    files = write_slabs(
+        *("p0", "pair0", "patient0", (5.0, 3.0, 3.0), plain, contrast, None),
+        phase="arterial",
+        slab=6,
+    )
+    shards = [(name, ingest.write(name, content)) for name, _, content in files]
+    part, _ = score((ingest, Folder(str(tmp_path / "evaluate")), shards))
+    values = {
+        (r["method"], r["metric"], r["region"]): r["value"]
+        for r in part["rows"]
+        if r["protocol"] == "roi/1"
+    }
+    assert values["identity", "true_median_hu", "computed_vessel"] == 350.0
+    assert values["identity", "dice", "computed_vessel"] == 0.0
+    assert not any(region == "vessel" for _, _, region in values)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dyefreenet.evaluate.regions import sum_of_nine
+
 LIT_HU = 100  # change of a 3x3 mean from which a voxel has lit up
 NOTHING_HU = 30  # change of a 3x3 mean below which nothing has happened
 
@@ -46,7 +48,7 @@ def measure(
     below: list[NDArray[np.int32]] = []
     for z, inside in enumerate(body):
         changes = [np.subtract(scan[z], plain[z], dtype=np.int32) for scan in (predicted, true)]
-        made, real = (_sum_of_nine(change)[inside] for change in changes)
+        made, real = (sum_of_nine(change)[inside] for change in changes)
         invented += int(((made > 9 * LIT_HU) & (real < 9 * NOTHING_HU)).sum())
         missed += int(((real > 9 * LIT_HU) & (made < 9 * NOTHING_HU)).sum())
         outside += int(np.abs(changes[0][~inside]).sum(dtype=np.int64))
@@ -64,10 +66,3 @@ def measure(
         outside / (body.size - voxels) if voxels < body.size else None,
         float(steps[0] / steps[1]) if steps[1] else None,
     )
-
-
-def _sum_of_nine(image: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Sum of the 3x3 pixels around each, edges repeated: whole numbers, so thresholds are exact."""
-    wide = np.pad(image, 1, mode="edge")
-    rows = wide[:-2] + wide[1:-1] + wide[2:]
-    return np.asarray(rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:])

@@ -34,7 +34,7 @@ from dyefreenet.evaluate.texture import (
 )
 from dyefreenet.evaluate.vessels import vessel_agreement
 
-VESSEL, MUSCLE = "vessel", "muscle"  # regions of roi/1 that mean something to it
+MUSCLE, VESSELS = "muscle", ("vessel", "computed_vessel")  # regions that roi/1 knows by name
 MARGIN_MM = 10.0  # by which SynthRAD's masks reach beyond the skin
 
 Row = dict[str, Any]  # metric, region, value, n; ``score_volume`` adds the protocol
@@ -220,7 +220,7 @@ def _structures(case: Case) -> list[Row]:
             usual, spread = ground.get(prefix, (0.0, 0.0))
             if name != MUSCLE and spread > 0:
                 rows.append(_row(f"{prefix}cnr", name, abs(median - usual) / spread, voxels))
-        if name == VESSEL:
+        if name in VESSELS:
             drawn = vessel_agreement(case.true, case.predicted, case.plain, inside, case.spacing)
             if drawn is not None:
                 rows += [_row("dice", name, drawn[0], voxels), _row("hd95", name, drawn[1], voxels)]
@@ -301,8 +301,8 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "roi/1",
-            "HU as they are within labelled structures: MAE, bias, medians and their difference, "
-            "CNR against muscle; of the vessels Dice and HD95 of what lights up within 5 mm",
+            "HU as they are within structures, labelled or computed: MAE, bias, medians and their "
+            "difference, CNR to muscle; of vessels Dice and HD95 of what lights up within 5 mm",
             _structures,
         ),
         Protocol(

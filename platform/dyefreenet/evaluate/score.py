@@ -27,7 +27,7 @@ from dyefreenet.data.shards import Slab, SlabRecord, read_records, read_slab
 from dyefreenet.errors import InputError
 from dyefreenet.evaluate import remap
 from dyefreenet.evaluate.protocols import PROTOCOLS, Case, protocol, score_volume
-from dyefreenet.evaluate.regions import body_mask
+from dyefreenet.evaluate.regions import COMPUTED, body_mask, computed_labels
 from dyefreenet.evaluate.statistics import differences, levels, missing, summarise
 from dyefreenet.store import Folder, fingerprint
 
@@ -262,7 +262,11 @@ def score_patient(
     labels = None
     if slabs[0].labels is not None:
         labels = np.concatenate([slab.labels for slab in slabs if slab.labels is not None])
+    structures: dict[str, set[int]] = {"vessel": {LABELS[name] for name in ARTERIES}}
+    structures |= {name: {LABELS[name]} for name in ORGANS}
     body = body_mask(plain)
+    if labels is None:
+        labels, structures = computed_labels(plain, true, body, slabs[0].spacing), COMPUTED
     predictions = {"identity": plain, "remap": remap.apply(plain, table)}
     left_out = []
     for method in cascade.methods:
@@ -271,8 +275,6 @@ def score_patient(
         except InputError as error:  # a network that diverged: the other methods stand
             left_out.append(str(error))
     patient, rows = slabs[0].patient, []
-    structures = {"vessel": {LABELS[name] for name in ARTERIES}}
-    structures |= {name: {LABELS[name]} for name in ORGANS}
     for method, predicted in predictions.items():
         case = Case(true, predicted, plain, body, slabs[0].spacing, labels, structures)
         for row in score_volume(case, recipe.evaluate.protocols):
