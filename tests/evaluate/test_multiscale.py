@@ -5,17 +5,17 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.signal import fftconvolve
 
 from dyefreenet.evaluate.multiscale import WEIGHTS, ms_ssim
 
 
 def downsampled(volume, published):
     """Voxel k of the next scale is the mean of voxels 2k - 1 and 2k."""
-    for axis in range(3):
-        before = np.take(volume, [0], axis) * (0.0 if published else 1.0)
-        shifted = np.concatenate([before, volume], axis).take(range(volume.shape[axis]), axis)
-        volume = np.take((shifted + volume) / 2, range(0, volume.shape[axis], 2), axis)
-    return volume
+    if not published:  # the edge repeated; else zeros, as a convolution has them
+        volume = np.pad(volume, [(1, 0)] * 3, mode="edge")
+    means = fftconvolve(volume, np.full((2, 2, 2), 1 / 8), mode="same")
+    return means[::2, ::2, ::2] if published else means[1::2, 1::2, 1::2]
 
 
 def reference(real, fake, mask, low, high, published=False):
