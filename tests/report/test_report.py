@@ -16,9 +16,9 @@ from PIL import Image
 
 from dyefreenet.errors import StoreError
 from dyefreenet.report import table_text, write_report
-from dyefreenet.report.charts import Line, line_chart, ticks
+from dyefreenet.report.charts import Dots, Line, agreement_chart, box, dot_chart, line_chart, ticks
 from dyefreenet.report.panels import code_table, encode_hu, read_panels
-from dyefreenet.report.results import METHODS, STEPS
+from dyefreenet.report.results import METHODS, STEPS, read_results
 from dyefreenet.store import Folder
 
 PATIENTS = [f"patient-{number}" for number in range(8)]
@@ -35,6 +35,16 @@ def parquet(rows):
 def line(method, protocol, metric, region, mean, half):
     names = {"method": method, "protocol": protocol, "metric": metric, "region": region}
     return names | {"n": len(PATIENTS), "mean": mean, "low": mean - half, "high": mean + half}
+
+
+def medians(method, true, apart):
+    """Rows of true and predicted median HU, ``apart`` HU from each other."""
+    return [
+        {"patient": patient, "method": method, "protocol": "roi/1", "region": "vessel", "n": 99}
+        | {"metric": metric, "value": float(value)}
+        for patient, wanted, off in zip(PATIENTS, true, apart, strict=True)
+        for metric, value in (("true_median_hu", wanted), ("median_hu", wanted + off))
+    ]
 
 
 def difference(versus, protocol, metric, region, mean, half, verdict):
@@ -95,14 +105,14 @@ def run(tmp_path):
             line(method, "paper8/1", "psnr", "image", 29.22 + place, 0.5),
             line(method, "roi/1", "mae", "vessel", 177.3 - 10 * place, 8.0),
         ]
+    spread = {"psnr": 0.1, "ssim": 0.001, "mae": -2.0}  # patient 0 fares worst, patient 7 best
     rows = [
-        {"patient": patient, "n": 28}
-        | {k: entry[k] for k in entry if k not in ("n", "low", "high")}
+        {"patient": patient, "n": 28, "value": entry["mean"] + (i - 3.5) * spread[entry["metric"]]}
+        | {k: entry[k] for k in ("method", "protocol", "metric", "region")}
         for entry in summary
-        for patient in PATIENTS
+        for i, patient in enumerate(PATIENTS)
     ]
-    for row in rows:
-        row["value"] = row.pop("mean")
+    rows += medians("refine", [300 + 10 * i for i in range(8)], [-30, -10, -30, -10] * 2)
     evaluate = folder / "evaluate"
     evaluate.write("rows.parquet", parquet(rows))
     evaluate.write_json("summary.json", summary)
@@ -118,6 +128,18 @@ def run(tmp_path):
     for patient in PATIENTS[:2]:
         write_panel(folder, patient)
     return folder
+
+
+def images_of(panel, position):
+    return "".join(panel["slices"][position]["images"].values())
+
+
+def codes_of(picture):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+
+
+def image_size(panel):
+    return codes_of(panel["slices"][0]["images"]["true"]).shape
 
 
 def page_of(run):
@@ -280,8 +302,7 @@ def test_pictures_give_back_hu_to_two_where_vessels_lie(run):
     stored = np.load(io.BytesIO(run.read(f"evaluate/panels/{PATIENTS[0]}.npz")))
     panels, left_out = read_panels(run)
     image = panels[0]["slices"][1]["images"]["refine"]
-    codes = np.asarray(Image.open(io.BytesIO(base64.b64decode(image))))
-    assert np.array_equal(codes, encode_hu(stored["refine"][1]))
+    assert np.array_equal(codes_of(image), encode_hu(stored["refine"][1]))
     assert [entry["index"] for entry in panels[0]["slices"]] == [4, 5, 6]
     assert left_out == 0
 
@@ -293,10 +314,52 @@ def test_two_pairs_of_one_patient_are_both_shown(run):
 
 
 def test_pictures_beyond_the_budget_leave_the_middle_slices(run):
-    panels, left_out = read_panels(run, budget=1)
-    assert [len(panel["slices"]) for panel in panels] == [1]
-    assert panels[0]["slices"][0]["index"] == 5
-    assert left_out == 5
+    middle = [len(images_of(panel, 1)) for panel in read_panels(run)[0]]
+    panels, left_out = read_panels(run, budget=sum(middle))
+    assert [[entry["index"] for entry in panel["slices"]] for panel in panels] == [[5], [5]]
+    assert left_out == 4
+    assert image_size(panels[0]) == (32, 32)
+
+
+def test_pictures_shrink_before_a_patient_goes_without(run):
+    whole = sum(len(images_of(panel, 1)) for panel in read_panels(run)[0])
+    panels, _ = read_panels(run, budget=whole - 1)
+    assert [len(panel["slices"]) >= 1 for panel in panels] == [True, True]
+    assert image_size(panels[0]) == (16, 16)
+    assert panels[0]["spacing"] == [3.0, 3.0, 3.0]
+    stored = np.load(io.BytesIO(run.read(f"evaluate/panels/{PATIENTS[0]}.npz")))["refine"]
+    place = panels[0]["slices"][0]["index"] - 4
+    codes = codes_of(panels[0]["slices"][0]["images"]["refine"])
+    means = stored[place].reshape(16, 2, 16, 2).mean(axis=(1, 3))
+    assert np.array_equal(codes, encode_hu(means))
+
+
+def test_fifty_patients_stay_below_20_mb(run):
+    for number in range(50):
+        write_panel(run, f"many-{number}", slices=5, size=96)
+    page = page_of(run)
+    assert len(page) <= 20e6
+    assert len(page) > 10e6  # as much as there is room for
+    data = json.loads(re.search(r'(?s)id="viewer-data">(.*?)</script>', page)[1])
+    assert all(panel["slices"] for panel in data["patients"])
+    assert len(data["patients"]) == 52
+
+
+def test_the_slice_to_open_is_the_one_that_goes_most_wrong_where_contrast_went(run):
+    plain = np.zeros((3, 8, 8), np.int16)
+    true = plain.copy()
+    true[:, 2:4, 2:4] = 300  # lit in every slice
+    made = true.copy()
+    made[2, 2:4, 2:4] = 100  # 200 HU too dark where contrast went
+    made[0] += 50
+    made[1, 5:] = 900  # far off, but elsewhere
+    sink = io.BytesIO()
+    names = {"plain": plain, "true": true, "refine": made}
+    facts = {"index": np.arange(3), "patient": np.array("x"), "spacing": np.ones(3)}
+    np.savez_compressed(sink, **facts, **names)
+    run.write("evaluate/panels/x.npz", sink.getvalue())
+    (panel,) = (panel for panel in read_panels(run)[0] if panel["patient"] == "x")
+    assert panel["worst"]["refine"] == 2
 
 
 @pytest.mark.parametrize(
@@ -315,3 +378,91 @@ def test_a_chart_of_odd_values_is_still_well_formed(ys):
     ET.fromstring(drawn)
     assert "nan" not in drawn
     assert line_chart("empty", [Line("x", "m-unet", [], [])]) == ""
+
+
+def test_the_worst_cases_are_those_with_the_largest_artery_error(run):
+    results = read_results(run)
+    assert results.worst_column == ("roi/1", "mae", "vessel")
+    assert [name for name, _ in results.worst("refine")] == PATIENTS[:3]
+    assert results.worst("refine")[0][1] == pytest.approx(117.3 + 7)
+    page = page_of(run)
+    assert "DyeFreeNet (refine) patient-0 124.3 patient-1 122.3 patient-2 120.3" in words_of(page)
+    opens = re.findall(r'class="open" data-patient="([^"]*)" data-picture="refine"', page)
+    assert opens == [*PATIENTS[:2]] * 2  # of patient 2 no picture is stored
+    assert 'data-picture="remap"' not in page  # the viewer shows none of it
+
+
+def test_without_arteries_the_worst_have_the_lowest_psnr(run):
+    rows = pq.read_table(io.BytesIO(run.read("evaluate/rows.parquet"))).to_pylist()
+    rows = [row for row in rows if row["protocol"] != "roi/1"]
+    for row in rows:  # two scans of patient 6: the mean of them is what counts
+        row["value"] -= 40 * (row["patient"] == PATIENTS[6])
+    rows += [row | {"value": row["value"] + 40} for row in rows if row["patient"] == PATIENTS[6]]
+    run.write("evaluate/rows.parquet", parquet(rows))
+    results = read_results(run)
+    assert results.worst_column == ("window600/1", "psnr", "image")
+    name, value = results.worst("unet")[0]
+    assert (name, value) == (PATIENTS[6], pytest.approx(27.11 + 2 + 0.25 - 20))
+
+
+def test_limits_of_agreement_are_known(run):
+    found = read_results(run).agreement("refine")
+    assert found.bias == pytest.approx(-20)  # of -30 and -10, four times each
+    reach = 1.96 * np.std([-30, -10] * 4, ddof=1)
+    assert (found.low, found.high) == pytest.approx((-20 - reach, -20 + reach))
+    assert found.points[1] == (PATIENTS[1], 310.0, 300.0)
+    assert read_results(run).agreement("unet") is None
+    page = page_of(run)
+    assert "bias −20.0 HU, limits −41.0 to +1.0 HU, n=8" in words_of(page)
+    drawn = re.search(r'(?s)data-name="bland-altman-refine">.*?(<svg.*?</svg>)', page)[1]
+    assert drawn.count('class="one"') == 8
+    assert drawn.count('class="limit"') == 2
+
+
+def test_two_patients_have_a_bias_and_no_limits(run):
+    rows = pq.read_table(io.BytesIO(run.read("evaluate/rows.parquet"))).to_pylist()
+    rows = [row for row in rows if row["patient"] in PATIENTS[:2]]
+    run.write("evaluate/rows.parquet", parquet(rows))
+    words = words_of(page_of(run))
+    assert "bias −20.0 HU, no limits with fewer than three patients, n=2" in words
+
+
+def test_a_run_without_medians_or_arteries_has_no_agreement(run):
+    (run / "evaluate").remove("rows.parquet")
+    page = page_of(run)
+    assert "Bland and Altman" not in page
+    assert "Where it fails" not in page
+
+
+def test_agreement_charts_share_their_axes_and_keep_labels_apart():
+    span = ([200.0, 400.0], [-50.0, 10.0])
+    drawn = agreement_chart("t", "m-unet", [(200, -50), (400, 10)], [-20, -20.4, -19.6], span)
+    ET.fromstring(drawn)
+    (left, low), (right, high) = (
+        (float(x), float(y)) for x, y in re.findall(r'class="one" cx="(.*?)" cy="(.*?)"', drawn)
+    )
+    assert left < right and low > high
+    labels = sorted(float(y) for y in re.findall(r'class="strong" x="[^"]*" y="([^"]*)"', drawn))
+    assert np.diff(labels).min() >= 13
+
+
+def test_a_box_is_what_numpy_and_tukey_say():
+    values = [float(v) for v in np.random.default_rng(3).normal(30, 2, 40)] + [80.0, float("inf")]
+    found = box(values)
+    assert [found.first, found.median, found.third] == pytest.approx(
+        list(np.percentile(values[:-1], (25, 50, 75)))
+    )
+    reach = 1.5 * (found.third - found.first)
+    near = [v for v in values if found.first - reach <= v <= found.third + reach]
+    assert (found.low, found.high) == (min(near), max(near))
+    assert found.beyond == [v for v in values if v not in near]
+    assert 80.0 in found.beyond and float("inf") in found.beyond
+
+
+@pytest.mark.parametrize(("patients", "boxes"), [(12, 0), (13, 1)])
+def test_more_than_twelve_patients_are_a_box(patients, boxes):
+    row = Dots("U-Net", "m-unet", [float(v) for v in range(patients)], 6.0, 4.0, 8.0)
+    drawn = dot_chart("t", [row], 1)
+    ET.fromstring(drawn)
+    assert drawn.count('class="box"') == boxes
+    assert drawn.count('class="one"') == (0 if boxes else patients)

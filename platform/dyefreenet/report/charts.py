@@ -1,15 +1,18 @@
-"""Line and dot charts as inline SVG; colours and fonts come from the CSS of the page."""
+"""Line, dot, box and agreement charts as inline SVG; the page's CSS gives colours and fonts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
+
+import numpy as np
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 30  # margins around the plot
 ROW = 26  # height of a line of a dot chart
+MANY = 12  # patients; more are drawn as a box, for dots would hide each other
 
 
 class Line(NamedTuple):
@@ -21,8 +24,19 @@ class Line(NamedTuple):
     ys: Sequence[float]
 
 
+class Box(NamedTuple):
+    """Tukey's box: quartiles, the last values within 1.5 box lengths of it, and those beyond."""
+
+    low: float
+    first: float
+    median: float
+    third: float
+    high: float
+    beyond: list[float]
+
+
 class Dots(NamedTuple):
-    """One method of a dot chart: a dot a patient, the mean, its interval."""
+    """One method of a dot chart: its patients, the mean, its interval."""
 
     label: str
     style: str
@@ -49,11 +63,7 @@ def line_chart(title: str, lines: Sequence[Line], across: str = "epoch") -> str:
     def y_of(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = []
-    for tick in y_ticks:
-        at = y_of(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" ')
-        parts.append(f'y2="{at:.1f}"/>{text(LEFT - 6, at + 4, _short(tick, y_ticks), "end")}')
+    parts = _rungs(y_ticks, y_of)
     for tick in x_ticks:
         if tick <= x_high:
             parts.append(text(x_of(tick), HEIGHT - BOTTOM + 15, f"{tick:.0f}", "middle"))
@@ -71,7 +81,7 @@ def line_chart(title: str, lines: Sequence[Line], across: str = "epoch") -> str:
 
 
 def dot_chart(title: str, rows: Sequence[Dots], digits: int) -> str:
-    """A line per method: a dot a patient, and the mean with its interval above them."""
+    """A line per method: a dot a patient or their box, and above it the mean with its interval."""
     finite = [v for row in rows for v in row.values if math.isfinite(v)]
     finite += [
         v
@@ -99,18 +109,104 @@ def dot_chart(title: str, rows: Sequence[Dots], digits: int) -> str:
         y = TOP + ROW * (position + 0.5)
         parts.append(text(left - 10, y + 4, row.label, "end"))
         parts.append(f'<g class="{escape(row.style)}">')
+        single = row.values
+        if len(row.values) > MANY:
+            found = box(row.values)
+            single = found.beyond
+            ends = f'y1="{y + 4:.1f}" y2="{y + 4:.1f}"'
+            parts.append(
+                f'<line class="whisker" x1="{x_of(found.low):.1f}" x2="{x_of(found.high):.1f}" '
+                f'{ends}/><rect class="box" x="{x_of(found.first):.1f}" y="{y:.1f}" height="9" '
+                f'width="{x_of(found.third) - x_of(found.first):.1f}"/>'
+                f'<line class="median" x1="{x_of(found.median):.1f}" '
+                f'x2="{x_of(found.median):.1f}" y1="{y:.1f}" y2="{y + 9:.1f}"/>'
+            )
         parts += [
-            f'<circle class="one" cx="{x_of(v):.1f}" cy="{y + 4:.1f}" r="3"/>' for v in row.values
+            f'<circle class="one" cx="{x_of(v):.1f}" cy="{y + 4:.1f}" r="3"/>' for v in single
         ]
         if row.low is not None and row.high is not None:
             parts.append(
                 f'<line class="bar" x1="{x_of(row.low):.1f}" x2="{x_of(row.high):.1f}" '
-                f'y1="{y - 4:.1f}" y2="{y - 4:.1f}"/>'
+                f'y1="{y - 6:.1f}" y2="{y - 6:.1f}"/>'
             )
-        parts.append(f'<circle cx="{x_of(row.mean):.1f}" cy="{y - 4:.1f}" r="4.5"/></g>')
+        parts.append(f'<circle cx="{x_of(row.mean):.1f}" cy="{y - 6:.1f}" r="4.5"/></g>')
         value = "∞" if math.isinf(row.mean) else f"{row.mean:.{digits}f}"
         parts.append(text(width - 4, y + 4, value, "end", "strong"))
     return svg(title, width, height, parts)
+
+
+def box(values: Sequence[float]) -> Box:
+    """Quartiles as numpy's percentiles, whiskers as Tukey's; infinite values lie beyond.
+
+    Raises:
+        ValueError: No value is finite.
+    """
+    finite = sorted(value for value in values if math.isfinite(value))
+    if not finite:
+        raise ValueError(f"expected a finite value, found {list(values)}")
+    first, median, third = (float(q) for q in np.percentile(finite, (25, 50, 75)))
+    reach = 1.5 * (third - first)
+    near = [value for value in finite if first - reach <= value <= third + reach]
+    beyond = [value for value in values if not near[0] <= value <= near[-1]]
+    return Box(near[0], first, median, third, near[-1], beyond)
+
+
+def agreement_chart(
+    title: str,
+    style: str,
+    points: Sequence[tuple[float, float]],
+    levels: Sequence[float],
+    span: tuple[Sequence[float], Sequence[float]],
+) -> str:
+    """Bland and Altman's plot: mean of two measurements across, their difference up.
+
+    Args:
+        points: (mean, difference) of each patient, HU.
+        levels: Bias, and the limits of agreement where there are any, HU.
+        span: Every mean and every difference of all charts that stand side by side, so that they
+            share their axes.
+    """
+    x_ticks = ticks(min(span[0]), max(span[0]), 4)
+    y_ticks = ticks(min(*span[1], 0.0), max(*span[1], 0.0), 5)
+    right = 46  # room for the values of the levels
+
+    def x_of(x: float) -> float:
+        share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return LEFT + share * (WIDTH - LEFT - right)
+
+    def y_of(y: float) -> float:
+        share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    parts = _rungs(y_ticks, y_of, right)
+    for tick in x_ticks:
+        parts.append(text(x_of(tick), HEIGHT - BOTTOM + 15, _short(tick, x_ticks), "middle"))
+    parts.append(text(WIDTH - right, HEIGHT - 2, "mean of true and predicted, HU", "end"))
+    parts.append(f'<g class="{escape(style)}">')
+    parts += [
+        f'<circle class="one" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5"/>' for x, y in points
+    ]
+    for place, level in enumerate(levels):
+        kind, at = ("limit" if place else "bias"), y_of(level)
+        ends = f'x1="{LEFT}" x2="{WIDTH - right}" y1="{at:.1f}" y2="{at:.1f}"'
+        parts.append(f'<line class="{kind}" {ends}/>')
+    parts.append("</g>")
+    lowest = math.inf  # labels go from the bottom up, and none covers the one below it
+    for level in sorted(levels):
+        lowest = min(y_of(level) + 4, lowest - 13)
+        label = f"{level:+.0f}".replace("-", "−")
+        parts.append(text(WIDTH - right + 5, lowest, label, "start", "strong"))
+    return svg(title, WIDTH, HEIGHT, parts)
+
+
+def _rungs(marks: Sequence[float], y_of: Callable[[float], float], right: int = RIGHT) -> list[str]:
+    """Horizontal grid lines with their labels on the left."""
+    parts = []
+    for mark in marks:
+        at = y_of(mark)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - right}" y1="{at:.1f}" ')
+        parts.append(f'y2="{at:.1f}"/>{text(LEFT - 6, at + 4, _short(mark, marks), "end")}')
+    return parts
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

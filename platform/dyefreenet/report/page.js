@@ -100,33 +100,70 @@ function viewer(data) {
     draw();
   }
 
-  function draw() {
+  // Draws one canvas: codes in the chosen window, or their difference to the truth in colours.
+  function paint(canvas, codes, truth, spacing) {
     const [level, width] = document.querySelector("input[name=window]:checked")
       .value.split(",").map(Number);
     const low = level - width / 2;
+    const [, rows, columns] = spacing;
+    [canvas.width, canvas.height] = [codes.width, codes.height];
+    canvas.style.aspectRatio = (codes.width * columns) / (codes.height * rows);
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(codes.width, codes.height);
+    const pixels = image.data; // clamps to 0...255 by itself
+    for (let i = 0, at = 0; i < codes.values.length; i++, at += 4) {
+      if (!truth) {
+        pixels[at] = pixels[at + 1] = pixels[at + 2] = ((codes.values[i] - low) / width) * 255;
+      } else {
+        const error = Math.round(codes.values[i] - truth.values[i]);
+        const place = 4 * (Math.max(-DIFFERENCE, Math.min(DIFFERENCE, error)) + DIFFERENCE);
+        for (let c = 0; c < 3; c++) pixels[at + c] = COLOURS[place + c];
+      }
+      pixels[at + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+  }
+
+  function draw() {
     const truth = cells.get("true").codes;
-    const [, rows, columns] = entry().spacing;
     for (const { canvases, codes } of cells.values()) {
       canvases.forEach((canvas, kind) => {
-        if (!codes) { canvas.width = canvas.width; return; } // this patient lacks the method
-        [canvas.width, canvas.height] = [codes.width, codes.height];
-        canvas.style.aspectRatio = (codes.width * columns) / (codes.height * rows);
-        const context = canvas.getContext("2d");
-        const image = context.createImageData(codes.width, codes.height);
-        const pixels = image.data; // clamps to 0...255 by itself
-        for (let i = 0, at = 0; i < codes.values.length; i++, at += 4) {
-          if (kind === 0) {
-            pixels[at] = pixels[at + 1] = pixels[at + 2] = ((codes.values[i] - low) / width) * 255;
-          } else {
-            const error = Math.round(codes.values[i] - truth.values[i]);
-            const place = 4 * (Math.max(-DIFFERENCE, Math.min(DIFFERENCE, error)) + DIFFERENCE);
-            for (let c = 0; c < 3; c++) pixels[at + c] = COLOURS[place + c];
-          }
-          pixels[at + 3] = 255;
-        }
-        context.putImageData(image, 0, 0);
+        if (codes) paint(canvas, codes, kind ? truth : null, entry().spacing);
+        else canvas.width = canvas.width; // this patient lacks the method
       });
     }
+  }
+
+  // The worst cases: the true scan, the prediction, and its difference.
+  async function drawCases() {
+    const chosen = byId("case-method")?.value;
+    for (const row of document.querySelectorAll(".case-row")) {
+      row.hidden = row.dataset.method !== chosen;
+      if (row.hidden) continue;
+      for (const figure of row.children) {
+        const { patient: name, picture } = figure.dataset;
+        const panel = data.patients.find((one) => one.patient === name);
+        const { images } = panel.slices[placeOf(panel, picture)];
+        const [truth, codes] = await Promise.all([decode(images.true), decode(images[picture])]);
+        const trio = [["True", truth, null], ["Predicted", codes, null], ["Difference", codes, truth]];
+        figure.querySelector(".trio").replaceChildren(...trio.map(([title, values, other]) => {
+          const canvas = document.createElement("canvas");
+          canvas.setAttribute("role", "img");
+          canvas.setAttribute("aria-label", `${title}, patient ${name}`);
+          paint(canvas, values, other, panel.spacing);
+          return canvas;
+        }));
+      }
+    }
+  }
+
+  const placeOf = (panel, picture) => panel.worst[picture] ?? Math.floor(panel.slices.length / 2);
+
+  function openCase({ patient: name, picture }) {
+    patient.selectedIndex = data.patients.findIndex((one) => one.patient === name);
+    choosePatient(placeOf(entry(), picture));
+    byId("pictures").scrollIntoView();
+    tiles.focus({ preventScroll: true });
   }
 
   function point(event) {
@@ -145,10 +182,9 @@ function viewer(data) {
     }
   }
 
-  function choosePatient() {
-    const count = entry().slices.length;
-    slice.max = count - 1;
-    slice.value = Math.floor(count / 2);
+  function choosePatient(place = Math.floor(entry().slices.length / 2)) {
+    slice.max = entry().slices.length - 1;
+    slice.value = place;
     load();
   }
 
@@ -157,10 +193,18 @@ function viewer(data) {
     option.textContent = name.length > 16 ? `${name.slice(0, 16)}…` : name;
     patient.append(option);
   }
-  patient.addEventListener("change", choosePatient);
+  patient.addEventListener("change", () => choosePatient());
   slice.addEventListener("input", load);
   for (const choice of document.querySelectorAll("input[name=window]")) {
-    choice.addEventListener("change", draw);
+    choice.addEventListener("change", () => { draw(); drawCases(); });
+  }
+  for (const button of document.querySelectorAll("button.open")) {
+    button.addEventListener("click", () => openCase(button.dataset));
+  }
+  const method = byId("case-method");
+  if (method) {
+    method.form.hidden = false;
+    method.addEventListener("change", drawCases);
   }
   byId("larger").addEventListener("click", (event) => {
     const large = tiles.classList.toggle("large");
@@ -171,6 +215,7 @@ function viewer(data) {
   tiles.addEventListener("pointerdown", point);
   tiles.addEventListener("pointerleave", point);
   choosePatient();
+  drawCases();
 }
 
 addEventListener("beforeprint", () => {

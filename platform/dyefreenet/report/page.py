@@ -7,29 +7,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from dyefreenet.report import words
-from dyefreenet.report.charts import Dots, Line, dot_chart, line_chart
-from dyefreenet.report.panels import SHOWN, code_table, read_panels
-from dyefreenet.report.results import HEADLINE, METHODS, STEPS, Column, Results, Row, read_results
+from dyefreenet.report import figures, words
+from dyefreenet.report.panels import SHOWN, code_table, picture_of, read_panels
+from dyefreenet.report.results import METHODS, STEPS, Column, Results, read_results
 from dyefreenet.store import Folder
-
-_VALIDATION = "validation/"
-_CURVES = {
-    "validation/psnr": "PSNR, dB",
-    "validation/enhanced_mae_hu": "Error where contrast went, HU",
-    "validation/vessel_mae": "Artery error, HU",
-}
-_STEP_NAMES = METHODS | {
-    "ingest": "Ingest",
-    "ssl": "Self-supervised pretraining",
-    "evaluate": "Evaluation",
-}
 
 
 def write_report(run: Folder) -> str:
@@ -50,8 +37,10 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
     script = _asset("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["minus"] = lambda text: text.replace("-", "−")
-    environment.globals.update(number=words.number, interval=words.interval, label=_label)
+    environment.globals.update(number=words.number, interval=words.interval)
+    environment.globals.update(label=figures.label, short=_short)
     evaluate = results.steps.get("evaluate", {})
+    worst = _worst(results, panels)
     return environment.from_string(_asset("page.html")).render(
         style=Markup(_asset("page.css")),  # our own files: the one text that is not escaped
         script=Markup(script),
@@ -62,14 +51,22 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         caution=words.caution(results),
         deltas=words.deltas(results),
         spans=_spans(results.columns),
-        dots=_dots(results),
+        by_patient=figures.by_patient(results),
+        boxed=figures.boxed(results),
+        agreements=figures.agreements(results),
+        worst=worst,
+        pictured=[
+            (method, shown)
+            for method, cases in worst
+            if (shown := [case for case in cases if case.picture])
+        ],
         viewer=_viewer(panels),
         left_out=left_out,
-        validation=_validation(results.curves),
-        ssl=_ssl(results.curves.get("ssl", [])),
-        losses=_losses(results.curves),
+        validation=figures.validation(results.curves),
+        ssl=figures.ssl(results.curves.get("ssl", [])),
+        losses=figures.losses(results.curves),
         reasons=Counter(str(row["reason"]) for row in results.excluded).most_common(),
-        steps=[(_label(name), results.steps.get(name)) for name in STEPS],
+        steps=[(figures.label(name), results.steps.get(name)) for name in STEPS],
         definitions=evaluate.get("definitions", {}),
         recipe=yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True),
     )
@@ -79,39 +76,37 @@ def _asset(name: str) -> str:
     return (resources.files("dyefreenet.report") / name).read_text(encoding="utf-8")
 
 
-def _label(name: str) -> str:
-    return _STEP_NAMES.get(name, name)
-
-
 def _spans(columns: Iterable[Column]) -> list[tuple[str, int]]:
     """Protocols above the columns, each with the number of columns that it spans."""
     return list(Counter(column.protocol for column in columns).items())
 
 
-def _dots(results: Results) -> list[tuple[Column, Markup]]:
-    """Patients, means and intervals under each column that the verdict rests on."""
-    values: dict[tuple[str, Column], list[float]] = {}
-    for row in results.rows:
-        column = Column(row["protocol"], row["metric"], row["region"])
-        values.setdefault((row["method"], column), []).append(row["value"])
-    charts = []
-    for column in HEADLINE:
-        dots = [
-            Dots(
-                _label(method),
-                f"m-{method}",
-                values.get((method, column), []),
-                line["mean"],
-                line["low"],
-                line["high"],
-            )
-            for method in results.methods
-            if (line := results.mean(method, column)) is not None
+def _short(patient: str) -> str:
+    """A patient's name as far as it tells patients apart: most are hashes."""
+    return patient if len(patient) <= 16 else f"{patient[:16]}…"
+
+
+class Case(NamedTuple):
+    """A patient on whom a method did badly; ``picture`` names what the viewer shows of it."""
+
+    patient: str
+    value: float
+    picture: str | None
+
+
+def _worst(results: Results, panels: list[dict[str, Any]]) -> list[tuple[str, list[Case]]]:
+    """Of each method its worst patients, and which picture of them there is to open."""
+    stored = {panel["patient"]: panel["slices"][0]["images"] for panel in panels}
+    found = []
+    for method in results.methods:
+        picture = picture_of(method)
+        cases = [
+            Case(patient, value, picture if picture in stored.get(patient, {}) else None)
+            for patient, value in results.worst(method)
         ]
-        if dots:
-            title = f"{column.title} by patient and method"
-            charts.append((column, Markup(dot_chart(title, dots, column.digits))))
-    return charts
+        if cases:
+            found.append((method, cases))
+    return found
 
 
 def _viewer(panels: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -125,66 +120,3 @@ def _viewer(panels: list[dict[str, Any]]) -> dict[str, Any] | None:
         "methods": [[name, titles[name]] for name in SHOWN if name in stored],
         "patients": panels,
     }
-
-
-def _validation(curves: dict[str, list[Row]]) -> list[tuple[str, Markup, list[Line]]]:
-    """One chart for each validation figure, with a curve for each trained method."""
-    names = dict.fromkeys(
-        key
-        for step, lines in curves.items()
-        if step != "ssl"
-        for line in lines
-        for key in line
-        if key.startswith(_VALIDATION)
-    )
-    charts = []
-    for name in names:
-        lines = [
-            _line(_label(step), f"m-{step}", curves[step], name)
-            for step in METHODS
-            if step in curves
-        ]
-        lines = [line for line in lines if line.xs]
-        title = _CURVES.get(name, name.removeprefix(_VALIDATION).replace("_", " "))
-        charts.append((title, Markup(line_chart(f"{title}, on validation", lines)), lines))
-    return charts
-
-
-def _ssl(rows: list[Row]) -> tuple[Markup, list[Line]] | None:
-    """Accuracy of the intensity classes beside the control and chance."""
-    per_class = dict.fromkeys(key for row in rows for key in row if "accuracy_class_" in key)
-    lines = [_line("all classes", "m-refine", rows, "validation/accuracy")]
-    lines += [
-        _line(f"class {key.rsplit('_', 1)[-1]}", f"class-{number}", rows, key)
-        for number, key in enumerate(per_class)
-    ]
-    lines.append(
-        _line("control: maximum alone", "m-pix2pix", rows, "validation/accuracy_max_value")
-    )
-    lines = [line for line in lines if line.xs]
-    if not lines:
-        return None
-    share = 1 / (len(per_class) or 4)
-    chance = Line("chance", "m-identity", lines[0].xs, [share] * len(lines[0].xs))
-    lines.append(chance)
-    return Markup(line_chart("Accuracy of the intensity classes, on validation", lines)), lines
-
-
-def _losses(curves: dict[str, list[Row]]) -> list[tuple[str, list[tuple[str, Markup]]]]:
-    """Of each training step, a small chart for each term of its losses."""
-    stages = []
-    for step, rows in curves.items():
-        terms = dict.fromkeys(key for row in rows for key in row if key.startswith("loss/"))
-        charts = []
-        for term in terms:
-            title = term.removeprefix("loss/").replace("_", " ")
-            line = _line(title, f"m-{step}", rows, term)
-            charts.append((title, Markup(line_chart(f"{title}, in training", [line]))))
-        if charts:
-            stages.append((_label(step), charts))
-    return stages
-
-
-def _line(label: str, style: str, rows: Iterable[Row], key: str) -> Line:
-    points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
-    return Line(label, style, [x for x, _ in points], [y for _, y in points])

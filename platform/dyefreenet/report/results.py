@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import statistics
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -72,6 +75,23 @@ HEADLINE = (
     Column("window600/1", "ssim", "image"),
     Column("roi/1", "mae", "vessel"),
 )
+
+
+class Agreement(NamedTuple):
+    """What Bland and Altman plot, for one method: medians in HU of each patient, and the limits.
+
+    Attributes:
+        points: (patient, true, predicted) in HU.
+        bias: Mean of predicted minus true, HU.
+        low: Lower 95 % limit of agreement, bias - 1.96 SD; None with fewer than three patients.
+        high: Upper limit, likewise.
+    """
+
+    method: str
+    points: list[tuple[str, float, float]]
+    bias: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +166,51 @@ class Results:
             return None
         lines.sort(key=lambda line: line["mean"], reverse=not column.lower_is_better)
         return None if lines[0]["mean"] == lines[1]["mean"] else str(lines[0]["method"])
+
+    @cached_property
+    def values(self) -> dict[tuple[str, Column], dict[str, float]]:
+        """Of each method and column, a figure a patient: the mean over the patient's scans."""
+        scans: dict[tuple[str, Column], dict[str, list[float]]] = {}
+        for row in self.rows:
+            column = Column(row["protocol"], row["metric"], row["region"])
+            patients = scans.setdefault((row["method"], column), defaultdict(list))
+            patients[row["patient"]].append(row["value"])
+        return {
+            key: {patient: sum(found) / len(found) for patient, found in patients.items()}
+            for key, patients in scans.items()
+        }
+
+    @property
+    def worst_column(self) -> Column | None:
+        """What tells good from bad cases: artery error, or PSNR where no patient has arteries."""
+        found = {column for _, column in self.values}
+        ranked = [HEADLINE[2], HEADLINE[0], *self.columns]
+        return next((column for column in ranked if column in found), None)
+
+    def worst(self, method: str, count: int = 3) -> list[tuple[str, float]]:
+        """The patients on whom a method did worst, worst first, with their figure."""
+        column = self.worst_column
+        if column is None:
+            return []
+        ranked = sorted(
+            self.values.get((method, column), {}).items(),
+            key=lambda item: (-item[1] if column.lower_is_better else item[1], item[0]),
+        )
+        return ranked[:count]
+
+    def agreement(self, method: str, region: str = "vessel") -> Agreement | None:
+        """Predicted against true median HU of a region; None where the rows hold no medians."""
+        predicted = self.values.get((method, Column("roi/1", "median_hu", region)), {})
+        true = self.values.get((method, Column("roi/1", "true_median_hu", region)), {})
+        points = [(name, true[name], predicted[name]) for name in predicted if name in true]
+        if not points:
+            return None
+        apart = [found - wanted for _, wanted, found in points]
+        bias = statistics.fmean(apart)
+        if len(apart) < 3:
+            return Agreement(method, points, bias, None, None)
+        reach = 1.96 * statistics.stdev(apart)
+        return Agreement(method, points, bias, bias - reach, bias + reach)
 
     def difference(self, method: str, versus: str, column: Column) -> Row | None:
         """The paired difference {n, mean, low, high, verdict} of a method to another."""
