@@ -1,6 +1,7 @@
 """Table and page of a made-up run folder: every figure in them was written down beforehand."""
 
 import base64
+import csv
 import hashlib
 import html
 import io
@@ -76,7 +77,9 @@ def run(tmp_path):
     folder = Folder(str(tmp_path / "trial"))
     folder.write_json("recipe.json", {"name": "trial", "primary": {"lr": 0.00123}})
     for step in STEPS:
-        (folder / step).publish(f"mark-{step}", {}, seconds=12.5)
+        files = {"weights/generator.safetensors": f"{len(step):064x}", "remap.json": "0"}
+        facts = {"files": files} if step in ("primary", "refine") else {}
+        (folder / step).publish(f"mark-{step}", {}, seconds=12.5, **facts)
     for step in TRAINED:
         name = "accuracy" if step == "ssl" else "psnr"
         lines = [
@@ -466,3 +469,82 @@ def test_more_than_twelve_patients_are_a_box(patients, boxes):
     ET.fromstring(drawn)
     assert drawn.count('class="box"') == boxes
     assert drawn.count('class="one"') == (0 if boxes else patients)
+
+
+def files_of(page):
+    return json.loads(re.search(r'(?s)id="files">(.*?)</script>', page)[1])
+
+
+def csv_of(page, name):
+    return list(csv.DictReader(io.StringIO(files_of(page)[name])))
+
+
+def test_every_drawing_has_its_numbers_beside_it(run):
+    page = page_of(run)
+    drawn = re.findall(r'<figure class="chart" data-name="([^"]*)">', page)
+    assert len(set(drawn)) == len(drawn) >= 10
+    for name in drawn:
+        assert re.search(rf'data-take="{re.escape(name)}.csv"', page), name
+        assert csv_of(page, f"{name}.csv")
+        assert f'data-take="{name}.svg"' in page and f'data-take="{name}.png"' in page
+    for name in re.findall(r'data-take="([^"]*\.(?:csv|md))"', page):
+        assert name in files_of(page)
+
+
+def test_saved_numbers_are_those_that_were_measured(run):
+    page = page_of(run)
+    found = [row for row in csv_of(page, "patients-mae-vessel.csv") if row["method"] == "refine"]
+    assert [row["patient"] for row in found] == PATIENTS
+    assert float(found[0]["value"]) == pytest.approx(117.3 + 7, abs=1e-12)
+    worst = [row for row in csv_of(page, "worst-cases.csv") if row["method"] == "refine"]
+    assert [row["patient"] for row in worst] == PATIENTS
+    (line,) = (
+        row
+        for row in csv_of(page, "summary.csv")
+        if (row["method"], row["protocol"], row["metric"]) == ("unet", "window600/1", "psnr")
+    )
+    assert (float(line["mean"]), line["n"]) == (29.11, "8")
+    assert csv_of(page, "differences.csv")[2]["verdict"] == "worse"
+    assert csv_of(page, "beside-the-paper.csv")[0]["paper"] == "2.16"
+    assert float(csv_of(page, "bland-altman-refine.csv")[1]["difference_hu"]) == -10
+    curve = [row for row in csv_of(page, "validation-psnr.csv") if row["curve"] == "U-Net"]
+    assert [float(row["value"]) for row in curve] == pytest.approx([0.2, 0.4, 0.6])
+
+
+def test_a_saved_table_runs_no_formula(run):
+    rows = [{"key": "k", "patient": "p", "reason": "gap", "detail": '=HYPERLINK("x")', "n": -1}]
+    (run / "ingest").write("excluded.parquet", parquet(rows))
+    (row,) = csv_of(page_of(run), "exclusions.csv")
+    assert row["detail"] == '\'=HYPERLINK("x")'
+    assert row["n"] == "-1"
+
+
+def test_the_model_card_says_what_the_run_is(run):
+    words = words_of(page_of(run))
+    card = run.read("report/MODEL_CARD.md").decode()
+    assert files_of(page_of(run))["MODEL_CARD.md"] == card
+    assert card.startswith("# Model card: run trial\n\n**For research only. Not for diagnosis")
+    for said in (
+        "MADE-UP PHANTOM: no figure below was measured on a patient",
+        "test: 8 made-up patients, 224 slices",
+        "2 series: gap 2",
+        f"SHA-256 {7:064x}",  # of primary's weights
+        f"SHA-256 {6:064x}",  # of refine's
+        "PSNR, dB (whole image, window600/1) 33.11 [32.61, 33.61], n=8",
+        "Artery error, HU (arteries, roi/1) 124.3, patient patient-0",
+        "fingerprint mark-refine",
+        "no medical device",
+    ):
+        assert said in words, said
+        assert said in card.replace("\\", ""), said
+    assert "remap.json" not in card  # weights alone
+    assert "\n    primary:\n      lr: 0.00123\n" in card
+
+
+def test_the_card_of_a_hostile_run_is_no_markup(run):
+    run.write_json("recipe.json", {"name": EVIL + "\n# *x*"})
+    page_of(run)
+    card = run.read("report/MODEL_CARD.md").decode()
+    before = card.split("## Recipe")[0]
+    assert "<script>" not in before.replace("\\<script\\>", "")
+    assert "\n# " not in before[2:]

@@ -1,5 +1,5 @@
-// The slice viewer. Pictures hold codes; a table in the page's data turns a code into HU, and
-// window and difference are computed here. Nothing is fetched.
+// The slice viewer, and the buttons that save figures. Pictures hold codes; a table in the page's
+// data turns a code into HU, and window and difference are computed here. Nothing is fetched.
 "use strict";
 
 const DIFFERENCE = 200; // HU at both ends of the difference scale
@@ -41,7 +41,7 @@ function viewer(data) {
     }
     if (name === "true") figure.append(scale());
     tiles.append(figure);
-    cells.set(name, { canvases, readout, codes: null });
+    cells.set(name, { title, canvases, readout, codes: null });
   }
 
   function scale() {
@@ -64,6 +64,32 @@ function viewer(data) {
     }
     box.append(words, canvas, ends);
     return box;
+  }
+
+  // All that the viewer shows now, in one row: what a paper's figure would be.
+  function together() {
+    const [gap, head] = [8, 44];
+    const shown = [...cells.values()].filter(({ codes }) => codes);
+    const wide = shown[0].codes.width;
+    const high = Math.round(wide / Number.parseFloat(shown[0].canvases[0].style.aspectRatio));
+    const sheet = document.createElement("canvas");
+    [sheet.width, sheet.height] = [shown.length * (wide + gap) - gap, head + 2 * high + gap + 24];
+    const context = sheet.getContext("2d");
+    context.fillStyle = "#ffffff";
+    context.fillRect(0, 0, sheet.width, sheet.height);
+    context.fillStyle = "#000000";
+    context.font = "13px sans-serif";
+    const label = document.querySelector("input[name=window]:checked").parentElement.textContent;
+    context.fillText(`Patient ${entry().patient}, slice ${byId("slice-number").textContent}; `
+      + `window:${label.replace(/\s+/g, " ")}; below: minus true, `
+      + `blue −${DIFFERENCE} HU, black 0, orange +${DIFFERENCE} HU`, 0, 16);
+    shown.forEach(({ canvases, title }, i) => {
+      context.fillText(title, i * (wide + gap), head - 6, wide);
+      canvases.forEach((canvas, kind) => context.drawImage(
+        canvas, i * (wide + gap), head + kind * (high + gap), wide, high));
+    });
+    context.fillText("DyeFreeNet. For research only; not for diagnosis.", 0, sheet.height - 6);
+    return sheet;
   }
 
   const entry = () => data.patients[patient.selectedIndex];
@@ -216,11 +242,99 @@ function viewer(data) {
   tiles.addEventListener("pointerleave", point);
   choosePatient();
   drawCases();
+  return together;
+}
+
+// What an SVG file must say itself, for it has no style sheet.
+const STYLES = ["fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width",
+  "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "opacity", "font-family", "font-size",
+  "font-weight", "text-anchor"];
+
+// A figure as a file of its own: its title above, its legend below, in the light colours.
+function standalone(figure) {
+  const drawn = figure.querySelector("svg");
+  const copy = drawn.cloneNode(true);
+  const [, , width, height] = drawn.getAttribute("viewBox").split(" ").map(Number);
+  const add = (name, attributes, text = "") => {
+    const node = document.createElementNS(drawn.namespaceURI, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.textContent = text;
+    copy.append(node);
+    return node;
+  };
+  document.documentElement.classList.add("light");
+  const font = { "font-family": getComputedStyle(document.body).fontFamily, fill: "#1b2430" };
+  const copies = copy.querySelectorAll("*");
+  drawn.querySelectorAll("*").forEach((node, i) => {
+    const style = getComputedStyle(node);
+    for (const name of STYLES) copies[i].setAttribute(name, style.getPropertyValue(name));
+    copies[i].removeAttribute("class");
+  });
+  const legend = [...figure.querySelectorAll(".legend li")].map(
+    (item) => [item.textContent, getComputedStyle(item, "::before").backgroundColor]);
+  document.documentElement.classList.remove("light");
+
+  const box = { x: -8, y: -44, width: width + 16, height: height + 56 + 18 * legend.length };
+  copy.prepend(add("rect", { ...box, fill: "#ffffff" }));
+  const caption = figure.querySelector("figcaption");
+  const [title, note] = [caption.firstChild.textContent, caption.querySelector("small").textContent];
+  add("text", { ...font, x: 0, y: -26, "font-size": 14, "font-weight": 600 }, title.trim());
+  add("text", { ...font, x: 0, y: -10, "font-size": 11 }, note);
+  legend.forEach(([text, colour], i) => {
+    const y = height + 18 * (i + 1);
+    add("rect", { x: 0, y: y - 6, width: 14, height: 3, fill: colour });
+    add("text", { ...font, x: 20, y, "font-size": 12 }, text);
+  });
+  copy.setAttribute("viewBox", `${box.x} ${box.y} ${box.width} ${box.height}`);
+  copy.setAttribute("width", box.width);
+  copy.setAttribute("height", box.height);
+  return new XMLSerializer().serializeToString(copy);
+}
+
+// The SVG's pixels, three to each of its units.
+async function rasterised(svg) {
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
+  await image.decode();
+  const sheet = document.createElement("canvas");
+  [sheet.width, sheet.height] = [3 * image.width, 3 * image.height];
+  sheet.getContext("2d").drawImage(image, 0, 0, sheet.width, sheet.height);
+  return sheet;
+}
+
+const pngOf = (sheet) => new Promise((resolve) => { sheet.toBlob(resolve, "image/png"); });
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = `${document.body.dataset.run}-${name}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+async function take(button) {
+  const name = button.dataset.take;
+  const figure = button.closest("figure");
+  const text = JSON.parse(byId("files").textContent)[name];
+  if (text !== undefined) {
+    save(new Blob([text], { type: name.endsWith(".csv") ? "text/csv" : "text/markdown" }), name);
+  } else if (name.endsWith(".svg")) {
+    save(new Blob([standalone(figure)], { type: "image/svg+xml" }), name);
+  } else {
+    save(await pngOf(figure ? await rasterised(standalone(figure)) : pictures()), name);
+  }
 }
 
 addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details")) part.open = true;
 });
 
+for (const buttons of document.querySelectorAll(".take")) {
+  buttons.hidden = false;
+  buttons.addEventListener("click", (event) => {
+    if (event.target.dataset.take) take(event.target);
+  });
+}
+
 const stored = byId("viewer-data");
-if (stored) viewer(JSON.parse(stored.textContent));
+const pictures = stored && viewer(JSON.parse(stored.textContent));

@@ -14,13 +14,14 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dyefreenet.report import figures, words
+from dyefreenet.report.card import markdown, model_card
 from dyefreenet.report.panels import SHOWN, code_table, picture_of, read_panels
 from dyefreenet.report.results import METHODS, STEPS, Column, Results, read_results
 from dyefreenet.store import Folder
 
 
 def write_report(run: Folder) -> str:
-    """Write ``{run}/report/index.html`` from what the run folder holds; returns its address.
+    """Write ``index.html`` and ``MODEL_CARD.md`` into ``{run}/report``; returns the page's address.
 
     Raises:
         StoreError: The run has no finished evaluation, or its files cannot be read.
@@ -28,7 +29,9 @@ def write_report(run: Folder) -> str:
     results = read_results(run)
     panels, left_out = read_panels(run)
     page = render(results, panels, left_out)
-    (run / "report").write("index.html", page.encode())
+    card = markdown(results, model_card(results))
+    (run / "report").write("MODEL_CARD.md", card.encode())
+    (run / "report").write("index.html", page.encode())  # last: it is what tells a report is there
     return f"{run}/report/index.html"
 
 
@@ -41,6 +44,14 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
     environment.globals.update(label=figures.label, short=_short)
     evaluate = results.steps.get("evaluate", {})
     worst = _worst(results, panels)
+    sections = model_card(results)
+    drawn = {
+        "by_patient": figures.by_patient(results),
+        "agreements": figures.agreements(results),
+        "validation": figures.validation(results.curves),
+        "ssl": figures.ssl(results.curves.get("ssl", [])),
+        "losses": figures.losses(results.curves),
+    }
     return environment.from_string(_asset("page.html")).render(
         style=Markup(_asset("page.css")),  # our own files: the one text that is not escaped
         script=Markup(script),
@@ -51,9 +62,9 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         caution=words.caution(results),
         deltas=words.deltas(results),
         spans=_spans(results.columns),
-        by_patient=figures.by_patient(results),
+        **drawn,
         boxed=figures.boxed(results),
-        agreements=figures.agreements(results),
+        card=sections,
         worst=worst,
         pictured=[
             (method, shown)
@@ -62,14 +73,34 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         ],
         viewer=_viewer(panels),
         left_out=left_out,
-        validation=figures.validation(results.curves),
-        ssl=figures.ssl(results.curves.get("ssl", [])),
-        losses=figures.losses(results.curves),
         reasons=Counter(str(row["reason"]) for row in results.excluded).most_common(),
         steps=[(figures.label(name), results.steps.get(name)) for name in STEPS],
         definitions=evaluate.get("definitions", {}),
+        files=_files(results, drawn, markdown(results, sections)),
         recipe=yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True),
     )
+
+
+def _files(results: Results, drawn: dict[str, Any], card: str) -> dict[str, str]:
+    """What the page's buttons save, by file name: CSV of each figure and table, and the card."""
+    shown = [*drawn["by_patient"], *drawn["agreements"], *drawn["validation"]]
+    shown += [drawn["ssl"]] if drawn["ssl"] else []
+    shown += [figure for _, of_stage in drawn["losses"] for figure in of_stage]
+    tables = {figure.name: figure.rows for figure in shown} | {
+        "summary": results.summary,
+        "differences": results.differences,
+        "beside-the-paper": [
+            {"method": results.final, "versus": delta.rival}
+            | delta.column._asdict()
+            | {key: delta.ours[key] for key in ("n", "mean", "low", "high")}
+            | {"paper": delta.paper}
+            for delta in words.deltas(results)
+        ],
+        "worst-cases": figures.worst_rows(results),
+        "exclusions": results.excluded,
+    }
+    files = {f"{name}.csv": figures.csv_text(rows) for name, rows in tables.items() if rows}
+    return files | {"MODEL_CARD.md": card}
 
 
 def _asset(name: str) -> str:
