@@ -79,10 +79,7 @@ function viewer(data) {
     context.fillRect(0, 0, sheet.width, sheet.height);
     context.fillStyle = "#000000";
     context.font = "13px sans-serif";
-    const label = document.querySelector("input[name=window]:checked").parentElement.textContent;
-    context.fillText(`Patient ${entry().patient}, slice ${byId("slice-number").textContent}; `
-      + `window:${label.replace(/\s+/g, " ")}; below: minus true, `
-      + `blue −${DIFFERENCE} HU, black 0, orange +${DIFFERENCE} HU`, 0, 16);
+    context.fillText(byId("shown").textContent, 0, 16);
     shown.forEach(({ canvases, title }, i) => {
       context.fillText(title, i * (wide + gap), head - 6, wide);
       canvases.forEach((canvas, kind) => context.drawImage(
@@ -150,7 +147,16 @@ function viewer(data) {
     context.putImageData(image, 0, 0);
   }
 
+  // For print and saved pictures, which have no controls to read it from.
+  function describe() {
+    const label = document.querySelector("input[name=window]:checked").parentElement.textContent;
+    byId("shown").textContent = `Patient ${entry().patient}, slice `
+      + `${byId("slice-number").textContent}; ${label.trim().replace(/\s+/g, " ")}; below: minus `
+      + `true, blue −${DIFFERENCE} HU, black 0, orange +${DIFFERENCE} HU`;
+  }
+
   function draw() {
+    describe();
     const truth = cells.get("true").codes;
     for (const { canvases, codes } of cells.values()) {
       canvases.forEach((canvas, kind) => {
@@ -161,26 +167,27 @@ function viewer(data) {
   }
 
   // The worst cases: the true scan, the prediction, and its difference.
-  async function drawCases() {
+  function drawCases() {
     const chosen = byId("case-method")?.value;
     for (const row of document.querySelectorAll(".case-row")) {
       row.hidden = row.dataset.method !== chosen;
-      if (row.hidden) continue;
-      for (const figure of row.children) {
-        const { patient: name, picture } = figure.dataset;
-        const panel = data.patients.find((one) => one.patient === name);
-        const { images } = panel.slices[placeOf(panel, picture)];
-        const [truth, codes] = await Promise.all([decode(images.true), decode(images[picture])]);
-        const trio = [["True", truth, null], ["Predicted", codes, null], ["Difference", codes, truth]];
-        figure.querySelector(".trio").replaceChildren(...trio.map(([title, values, other]) => {
-          const canvas = document.createElement("canvas");
-          canvas.setAttribute("role", "img");
-          canvas.setAttribute("aria-label", `${title}, patient ${name}`);
-          paint(canvas, values, other, panel.spacing);
-          return canvas;
-        }));
-      }
+      if (!row.hidden) for (const figure of row.children) drawCase(figure);
     }
+  }
+
+  async function drawCase(figure) {
+    const { patient: name, picture } = figure.dataset;
+    const panel = data.patients.find((one) => one.patient === name);
+    const { images } = panel.slices[placeOf(panel, picture)];
+    const [truth, codes] = await Promise.all([decode(images.true), decode(images[picture])]);
+    const trio = [["True", truth, null], ["Predicted", codes, null], ["Difference", codes, truth]];
+    figure.querySelector(".trio").replaceChildren(...trio.map(([title, values, other]) => {
+      const canvas = document.createElement("canvas");
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", `${title}, patient ${name}`);
+      paint(canvas, values, other, panel.spacing);
+      return canvas;
+    }));
   }
 
   const placeOf = (panel, picture) => panel.worst[picture] ?? Math.floor(panel.slices.length / 2);
@@ -214,6 +221,38 @@ function viewer(data) {
     load();
   }
 
+  const windows = [...document.querySelectorAll("input[name=window]")];
+  const actions = {
+    ArrowLeft: () => moveSlice(-1), ArrowRight: () => moveSlice(1),
+    ArrowUp: () => movePatient(-1), ArrowDown: () => movePatient(1),
+    "[": () => movePatient(-1), "]": () => movePatient(1),
+    1: () => windows[0].click(), 2: () => windows[1].click(), 3: () => windows[2].click(),
+  };
+
+  function moveSlice(by) {
+    const before = slice.value;
+    slice.value = slice.valueAsNumber + by; // the range holds it within its ends
+    if (slice.value !== before) load();
+  }
+
+  function movePatient(by) {
+    const place = patient.selectedIndex + by;
+    if (!data.patients[place]) return;
+    patient.selectedIndex = place;
+    choosePatient();
+  }
+
+  // Only within this section, so that a page that is read by keyboard still scrolls. A list keeps
+  // all its keys, and slider and choices keep their arrows.
+  function press(event) {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.target.matches("select")) return;
+    if (event.target.matches("input") && event.key.startsWith("Arrow")) return;
+    if (!Object.hasOwn(actions, event.key)) return;
+    event.preventDefault();
+    actions[event.key]();
+  }
+
   for (const { patient: name } of data.patients) {
     const option = document.createElement("option");
     option.textContent = name.length > 16 ? `${name.slice(0, 16)}…` : name;
@@ -221,7 +260,8 @@ function viewer(data) {
   }
   patient.addEventListener("change", () => choosePatient());
   slice.addEventListener("input", load);
-  for (const choice of document.querySelectorAll("input[name=window]")) {
+  byId("pictures").addEventListener("keydown", press);
+  for (const choice of windows) {
     choice.addEventListener("change", () => { draw(); drawCases(); });
   }
   for (const button of document.querySelectorAll("button.open")) {
@@ -325,8 +365,13 @@ async function take(button) {
   }
 }
 
+let unfolded = []; // for printing
 addEventListener("beforeprint", () => {
-  for (const part of document.querySelectorAll("details")) part.open = true;
+  unfolded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of unfolded) part.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const part of unfolded) part.open = false;
 });
 
 for (const buttons of document.querySelectorAll(".take")) {

@@ -16,8 +16,10 @@ from markupsafe import Markup
 from dyefreenet.report import figures, words
 from dyefreenet.report.card import markdown, model_card
 from dyefreenet.report.panels import SHOWN, code_table, picture_of, read_panels
-from dyefreenet.report.results import METHODS, STEPS, Column, Results, read_results
+from dyefreenet.report.results import HEADLINE, METHODS, STEPS, Column, Results, read_results
 from dyefreenet.store import Folder
+
+WIDEST = 7  # columns of figures that fit a page of A4
 
 
 def write_report(run: Folder) -> str:
@@ -41,7 +43,7 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["minus"] = lambda text: text.replace("-", "−")
     environment.globals.update(number=words.number, interval=words.interval)
-    environment.globals.update(label=figures.label, short=_short)
+    environment.globals.update(label=figures.label, short=_short, spans=_spans)
     evaluate = results.steps.get("evaluate", {})
     worst = _worst(results, panels)
     sections = model_card(results)
@@ -61,7 +63,7 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         verdicts=words.verdicts(results),
         caution=words.caution(results),
         deltas=words.deltas(results),
-        spans=_spans(results.columns),
+        tables=_tables(results.columns),
         **drawn,
         boxed=figures.boxed(results),
         card=sections,
@@ -115,6 +117,22 @@ def _spans(columns: Iterable[Column]) -> list[tuple[str, int]]:
 def _short(patient: str) -> str:
     """A patient's name as far as it tells patients apart: most are hashes."""
     return patient if len(patient) <= 16 else f"{patient[:16]}…"
+
+
+def _tables(columns: list[Column]) -> list[list[Column]]:
+    """Columns table by table, so that each fits a printed page.
+
+    Protocols stay whole, and those that the verdict rests on come first.
+    """
+    first = dict.fromkeys(column.protocol for column in HEADLINE)
+    protocols = dict.fromkeys([*first, *(column.protocol for column in columns)])
+    tables: list[list[Column]] = [[]]
+    for protocol in protocols:
+        group = [column for column in columns if column.protocol == protocol]
+        if tables[-1] and len(tables[-1]) + len(group) > WIDEST:
+            tables.append([])
+        tables[-1] += group
+    return [sorted(table, key=columns.index) for table in tables]
 
 
 class Case(NamedTuple):
