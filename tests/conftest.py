@@ -26,6 +26,7 @@ DEBIAN_PACKAGES = {  # program: the package that has it
     "dcmcjpls": "dcmtk",
     "dcmcjpeg": "dcmtk",
     "dcmcrle": "dcmtk",
+    "chromium": "chromium",
 }
 
 os.environ.pop("RAY_ADDRESS", None)  # the tests never join a cluster that is already there

@@ -10,127 +10,18 @@ import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up_run import EVIL, PATIENTS, line, parquet, write_panel
 from PIL import Image
 
 from dyefreenet.errors import StoreError
 from dyefreenet.report import table_text, write_report
 from dyefreenet.report.charts import Dots, Line, agreement_chart, box, dot_chart, line_chart, ticks
+from dyefreenet.report.page import _tables
 from dyefreenet.report.panels import code_table, encode_hu, read_panels
-from dyefreenet.report.results import METHODS, STEPS, read_results
+from dyefreenet.report.results import METHODS, Column, read_results
 from dyefreenet.store import Folder
-
-PATIENTS = [f"patient-{number}" for number in range(8)]
-TRAINED = [step for step in STEPS if step not in ("ingest", "evaluate")]
-EVIL = "</script><script>alert('x')</script>&\"<img src=x>"
-
-
-def parquet(rows):
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    return sink.getvalue()
-
-
-def line(method, protocol, metric, region, mean, half):
-    names = {"method": method, "protocol": protocol, "metric": metric, "region": region}
-    return names | {"n": len(PATIENTS), "mean": mean, "low": mean - half, "high": mean + half}
-
-
-def medians(method, true, apart):
-    """Rows of true and predicted median HU, ``apart`` HU from each other."""
-    return [
-        {"patient": patient, "method": method, "protocol": "roi/1", "region": "vessel", "n": 99}
-        | {"metric": metric, "value": float(value)}
-        for patient, wanted, off in zip(PATIENTS, true, apart, strict=True)
-        for metric, value in (("true_median_hu", wanted), ("median_hu", wanted + off))
-    ]
-
-
-def difference(versus, protocol, metric, region, mean, half, verdict):
-    return line("refine", protocol, metric, region, mean, half) | {
-        "versus": versus,
-        "verdict": verdict,
-        "p": 0.01,
-        "p_holm": 0.03,
-    }
-
-
-def write_panel(run, patient, pair=None, slices=3, size=32, methods=tuple(METHODS)):
-    generator = np.random.default_rng(5)
-    names = ["plain", "true", *(m for m in methods if m != "identity")]
-    sink = io.BytesIO()
-    np.savez_compressed(
-        sink,
-        index=np.arange(4, 4 + slices),
-        patient=np.array(patient),
-        spacing=np.array([3.0, 1.5, 1.5]),
-        **{n: generator.integers(-900, 900, (slices, size, size)).astype(np.int16) for n in names},
-    )
-    run.write(f"evaluate/panels/{pair or patient}.npz", sink.getvalue())
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A finished run with every method, on local disk."""
-    folder = Folder(str(tmp_path / "trial"))
-    folder.write_json("recipe.json", {"name": "trial", "primary": {"lr": 0.00123}})
-    for step in STEPS:
-        files = {"weights/generator.safetensors": f"{len(step):064x}", "remap.json": "0"}
-        facts = {"files": files} if step in ("primary", "refine") else {}
-        (folder / step).publish(f"mark-{step}", {}, seconds=12.5, **facts)
-    for step in TRAINED:
-        name = "accuracy" if step == "ssl" else "psnr"
-        lines = [
-            {"epoch": e, "step": 9 * e, "loss/l1": 5.0 / e, f"validation/{name}": 0.2 * e}
-            for e in (1.0, 2.0, 3.0)
-        ]
-        content = "\n".join(json.dumps(entry) for entry in lines)
-        (folder / step).write("metrics.jsonl", content.encode())
-    pairs = [
-        {"key": f"k{i}", "patient": patient, "split": "test", "phase": "arterial"}
-        | {"slices": 28, "source": "phantom"}
-        for i, patient in enumerate(PATIENTS)
-    ]
-    (folder / "ingest").write("pairs.parquet", parquet(pairs))
-    excluded = [
-        {"key": "k90", "patient": "p90", "reason": "gap", "detail": EVIL},
-        {"key": "k91", "patient": "p91", "reason": "gap", "detail": "step of 5.00 mm"},
-    ]
-    (folder / "ingest").write("excluded.parquet", parquet(excluded))
-
-    summary = []
-    for place, method in enumerate(METHODS):
-        summary += [
-            line(method, "window600/1", "psnr", "image", 27.11 + place, 0.5),
-            line(method, "window600/1", "ssim", "image", 0.811 + place / 100, 0.02),
-            line(method, "paper8/1", "psnr", "image", 29.22 + place, 0.5),
-            line(method, "roi/1", "mae", "vessel", 177.3 - 10 * place, 8.0),
-        ]
-    spread = {"psnr": 0.1, "ssim": 0.001, "mae": -2.0}  # patient 0 fares worst, patient 7 best
-    rows = [
-        {"patient": patient, "n": 28, "value": entry["mean"] + (i - 3.5) * spread[entry["metric"]]}
-        | {k: entry[k] for k in ("method", "protocol", "metric", "region")}
-        for entry in summary
-        for i, patient in enumerate(PATIENTS)
-    ]
-    rows += medians("refine", [300 + 10 * i for i in range(8)], [-30, -10, -30, -10] * 2)
-    evaluate = folder / "evaluate"
-    evaluate.write("rows.parquet", parquet(rows))
-    evaluate.write_json("summary.json", summary)
-    evaluate.write_json(
-        "differences.json",
-        [
-            difference("unet", "window600/1", "psnr", "image", 1.37, 0.4, "better"),
-            difference("unet", "window600/1", "ssim", "image", 0.004, 0.01, "no difference shown"),
-            difference("unet", "roi/1", "mae", "vessel", 6.5, 2.0, "worse"),
-            difference("pix2pix", "window600/1", "psnr", "image", 0.2, 0.3, "no difference shown"),
-        ],
-    )
-    for patient in PATIENTS[:2]:
-        write_panel(folder, patient)
-    return folder
 
 
 def images_of(panel, position):
@@ -548,3 +439,21 @@ def test_the_card_of_a_hostile_run_is_no_markup(run):
     before = card.split("## Recipe")[0]
     assert "<script>" not in before.replace("\\<script\\>", "")
     assert "\n# " not in before[2:]
+
+
+def test_a_table_has_at_most_seven_columns_and_whole_protocols():
+    columns = [
+        Column(protocol, metric, region)
+        for protocol in ("synth/1", "window600/1", "paper8/1", "nine/1")
+        for region in ("image", "body")
+        for metric in ("psnr", "ssim")
+    ] + [Column("roi/1", "mae", "vessel")]
+    tables = _tables(columns)
+    assert [sorted({c.protocol for c in table}) for table in tables] == [
+        ["roi/1", "window600/1"],
+        ["synth/1"],
+        ["paper8/1"],
+        ["nine/1"],
+    ]
+    assert tables[0][-1] == ("roi/1", "mae", "vessel")
+    assert sorted(column for table in tables for column in table) == sorted(columns)
