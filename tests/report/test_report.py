@@ -433,12 +433,13 @@ def test_the_model_card_says_what_the_run_is(run):
 
 
 def test_the_card_of_a_hostile_run_is_no_markup(run):
-    run.write_json("recipe.json", {"name": EVIL + "\n# *x*"})
+    run.write_json("recipe.json", {"name": EVIL + "\n# *x* [y](z)"})
     page_of(run)
     card = run.read("report/MODEL_CARD.md").decode()
     before = card.split("## Recipe")[0]
     assert "<script>" not in before.replace("\\<script\\>", "")
     assert "\n# " not in before[2:]
+    assert r"[y\](z)" in before and "33.11 [32.61, 33.61]" in before
 
 
 def test_a_table_has_at_most_seven_columns_and_whole_protocols():

@@ -47,7 +47,7 @@ def markdown(results: Results, sections: list[Section]) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is: a name from the run is no markup."""
-    return re.sub(r"([\\`*_\[\]<>&#|~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_<>&#|~]|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
 
 
 def _use(results: Results) -> list[tuple[str, str]]:

@@ -168,7 +168,8 @@ def agreement_chart(
     """
     x_ticks = ticks(min(span[0]), max(span[0]), 4)
     y_ticks = ticks(min(*span[1], 0.0), max(*span[1], 0.0), 5)
-    right = 46  # room for the values of the levels
+    right, top = 46, TOP + 14  # room for the values of the levels, and for the axis's name
+    bottom = HEIGHT + 14 - BOTTOM
 
     def x_of(x: float) -> float:
         share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
@@ -176,12 +177,12 @@ def agreement_chart(
 
     def y_of(y: float) -> float:
         share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        return bottom - share * (bottom - top)
 
-    parts = _rungs(y_ticks, y_of, right)
+    parts = [text(0, TOP, "predicted minus true, HU", "start"), *_rungs(y_ticks, y_of, right)]
     for tick in x_ticks:
-        parts.append(text(x_of(tick), HEIGHT - BOTTOM + 15, _short(tick, x_ticks), "middle"))
-    parts.append(text(WIDTH - right, HEIGHT - 2, "mean of true and predicted, HU", "end"))
+        parts.append(text(x_of(tick), bottom + 15, _short(tick, x_ticks), "middle"))
+    parts.append(text(WIDTH - right, bottom + 28, "mean of true and predicted, HU", "end"))
     parts.append(f'<g class="{escape(style)}">')
     parts += [
         f'<circle class="one" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5"/>' for x, y in points
@@ -196,7 +197,7 @@ def agreement_chart(
         lowest = min(y_of(level) + 4, lowest - 13)
         label = f"{level:+.0f}".replace("-", "−")
         parts.append(text(WIDTH - right + 5, lowest, label, "start", "strong"))
-    return svg(title, WIDTH, HEIGHT, parts)
+    return svg(title, WIDTH, HEIGHT + 14, parts)
 
 
 def _rungs(marks: Sequence[float], y_of: Callable[[float], float], right: int = RIGHT) -> list[str]:

@@ -163,7 +163,7 @@ def _agreement_words(one: Agreement) -> str:
         said += "no limits with fewer than three patients"
     else:
         said += f"limits {number(one.low, 1, sign=True)} to {number(one.high, 1, sign=True)} HU"
-    return f"{said}, n={len(one.points)}".replace("-", "−")
+    return f"{said}, n={len(one.points)} · arteries · roi/1".replace("-", "−")
 
 
 def worst_rows(results: Results) -> list[Row]:
