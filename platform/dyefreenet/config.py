@@ -162,7 +162,7 @@ class CascadeStageConfig(AdversarialConfig):
     perceptual_weight: NonNegativeFloat = 1.0  # third term of Eq. 5
     perceptual_features: Literal["ssl", "random"] = "ssl"  # whose blocks are compared (L2, L3)
     init: Literal["previous", "random"] = "previous"  # SSL for primary, primary for refine
-    judged: Literal["own", "full"] = "own"  # size at which primary is: half, its own, or full
+    judged_at: Literal["half", "full"] = "half"  # of primary; refine is judged at full size always
 
 
 class BaselineConfig(AdversarialConfig):

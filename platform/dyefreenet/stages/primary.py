@@ -38,7 +38,7 @@ def step(
     plain, real = to_half(batch["plain"]), to_half(batch["contrast"])  # [B, 3, H/2, W/2]
     fake = state.networks["generator"](plain, batch.get("phase"))
     seen = (fake, real) if "features" in state.frozen else None
-    if config.judged == "full":
+    if config.judged_at == "full":
         plain, real = batch["plain"], batch["contrast"]
         fake = to_full(fake, plain, grid.upsample)
     return update_both(state, plain, fake, real, config, seen)

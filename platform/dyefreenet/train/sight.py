@@ -64,15 +64,8 @@ def require_mlflow() -> None:
     Raises:
         ConfigError: MLFLOW_TRACKING_URI is set and MLflow is not installed.
     """
-    if not os.environ.get(MLFLOW):
-        return
-    try:
-        import mlflow  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            f"{MLFLOW} is set and MLflow is not installed: pip install mlflow-skinny on the "
-            "workers, or unset it"
-        ) from None
+    if os.environ.get(MLFLOW):
+        _mlflow_client()
 
 
 def shown_slices(slabs: Iterable[Slab]) -> Batch | None:
@@ -135,11 +128,21 @@ def _events(numbers: dict[str, float], strip: bytes | None, step: int) -> bytes:
         return file.read_bytes()
 
 
+def _mlflow_client() -> Any:
+    """The class of MLflow's client."""
+    try:
+        from mlflow import MlflowClient
+    except ImportError:
+        raise ConfigError(
+            f"{MLFLOW} is set and MLflow is not installed: pip install mlflow-skinny on the "
+            "workers, or unset it"
+        ) from None
+    return MlflowClient
+
+
 def _mlflow_run(stage: str, mark: str, settings: dict[str, Any]) -> tuple[Any, str]:
     """MLflow's client, and the id of the run of this mark: found again, or new."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
+    client = _mlflow_client()()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "dyefreenet")
     experiment = client.get_experiment_by_name(name)
     number = experiment.experiment_id if experiment else client.create_experiment(name)
