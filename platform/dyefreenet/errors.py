@@ -3,6 +3,7 @@
 DyeFreeNetError            one line for a person: what, where, expected, found
 ├── ConfigError            a recipe, a config field or a command-line value
 ├── InputError             a missing folder, an empty archive, no pairs, no credentials
+│   └── StorageError     storage that refuses, or gives no answer in time
 ├── SeriesError            one series that cannot be used; it has a countable ``reason``
 ├── StoreError             a run folder that differs from what was asked, or cannot be trusted
 └── ResourceError          the machine or cluster lacks what was asked for
@@ -23,6 +24,10 @@ class ConfigError(DyeFreeNetError):
 
 class InputError(DyeFreeNetError):
     """What was named as input is not there, empty, or cannot be opened."""
+
+
+class StorageError(InputError):
+    """Storage refuses, or gives no answer in time; what it holds may be all right."""
 
 
 class StoreError(DyeFreeNetError):

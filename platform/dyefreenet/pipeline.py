@@ -130,13 +130,13 @@ def evaluate_under(
     if manifest is not None and manifest["fingerprint"] == mark:
         return BESIDE
     run.require_writable()
-    target.remove(MANIFEST)
 
     from dyefreenet import runtime
 
     runtime.connect(verbose)  # before anything imports Ray, which reads its settings only then
     from dyefreenet.evaluate.score import evaluate
 
+    target.remove(MANIFEST)
     facts = evaluate(
         recipe,
         run,

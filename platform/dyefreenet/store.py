@@ -31,7 +31,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from dyefreenet import __version__
-from dyefreenet.errors import InputError, StoreError
+from dyefreenet.errors import InputError, StorageError, StoreError
 
 if TYPE_CHECKING:
     from dyefreenet.bucket import Bucket
@@ -52,7 +52,7 @@ _HINTS = {
 class Folder:
     """A folder by its address: a path or an ``s3://`` URI. Names below it use ``/``.
 
-    Every method raises InputError, in one line, where storage refuses or gives no answer in time.
+    Every method raises StorageError, in one line, where storage refuses or gives no answer in time.
     """
 
     uri: str
@@ -351,7 +351,7 @@ def _in_one_line(where: str, *passed: type[OSError]) -> Iterator[None]:
         if isinstance(error, passed):
             raise
         hint = _HINTS.get(error.errno or 0, "")
-        raise InputError(
+        raise StorageError(
             f"{where}: expected a place that can be read and written, found: "
             f"{error.strerror or error}{hint and f'; {hint}'}"
         ) from None

@@ -55,7 +55,8 @@ def score(store, made_from="weights", cascade=None, shards=None):
         return cascade or networks()
 
     path, sha256 = score_pair(
-        "pair0", ingest, target, shards or all_shards, {"made": made_from}, load, TABLE, RECIPE
+        *("pair0", "patient0", ingest, target, shards or all_shards),
+        *({"made": made_from}, load, TABLE, RECIPE),
     )
     content = target.read(path)
     assert hashlib.sha256(content).hexdigest() == sha256
@@ -85,7 +86,7 @@ def test_a_pair_that_is_scored_is_not_scored_again(store):
     assert asked == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "picture"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "picture", "other picture"])
 def test_what_is_damaged_is_scored_again(store, damage):
     first, _ = score(store)
     target, path = store[1], "parts/pair0.json"
@@ -95,8 +96,10 @@ def test_what_is_damaged_is_scored_again(store, damage):
     elif damage == "changed":
         first_value = first["rows"][0]["value"]
         target.write(path, content.replace(repr(first_value).encode(), b"99.0", 1))
-    else:
+    elif damage == "picture":
         target.remove("panels/pair0.npz")
+    else:
+        target.write("panels/pair0.npz", b"of another evaluation")
     again, asked = score(store)
     assert asked == 1 and again == first
 
@@ -118,6 +121,15 @@ def test_a_missing_shard_is_named_and_gives_no_rows(store):
     assert part["rows"] == [] and part["panel"] == {}
     assert "patient patient0" in part["left_out"][0]
     assert "p0-0002.parquet: expected slice 2 first, found 4" in part["left_out"][0]
+
+
+def test_a_shard_that_is_gone_or_damaged_leaves_its_patient_out(store):
+    ingest, _, shards = store
+    ingest.write(shards[1][0], b"damaged")
+    assert "patient patient0" in score(store)[0]["left_out"][0]
+    ingest.remove(shards[1][0])
+    part, _ = score(store)
+    assert part["rows"] == [] and "expected a file, found none; left out" in part["left_out"][0]
 
 
 def test_labels_of_another_shape_are_refused():

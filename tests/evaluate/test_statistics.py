@@ -112,6 +112,23 @@ def test_lower_is_better_for_an_error_and_worse_for_psnr():
     assert differences(unet + refine, resamples=100)[0]["verdict"] == "worse"
 
 
+def test_an_interval_beside_zero_is_not_enough_where_the_paired_test_has_none_of_it():
+    unet = rows("unet", [30.0] * 6)
+    refine = rows("refine", [31.0, 31.1, 31.2, 30.9, 30.8, 29.8])
+    (line,) = differences(unet + refine, resamples=500)
+    assert line["low"] > 0 and line["p_holm"] > 0.05
+    assert line["verdict"] == "no difference shown"
+
+
+def test_differences_are_of_the_same_scans():
+    def scan(method, name, values):
+        return [row | {"pair": f"{row['patient']}-{name}"} for row in rows(method, values)]
+
+    unet = scan("unet", "first", [30.0] * 6) + scan("unet", "second", [10.0] * 6)
+    (line,) = differences(unet + scan("refine", "first", [31.0] * 6), resamples=100)
+    assert line["mean"] == 1.0  # not 31 against the mean of 30 and 10
+
+
 def test_an_interval_that_spans_zero_shows_no_difference():
     unet = rows("unet", [30.0] * 10)
     refine = rows("refine", [29.0, 31, 28, 32, 30.5, 29.5, 30, 30, 33, 27])

@@ -49,6 +49,17 @@ def test_a_vessel_drawn_too_wide_is_measured_in_millimetres(scan):
     assert distance == 2.0
 
 
+def test_a_vessel_that_ends_within_the_scan_has_an_end():
+    plain = np.full((20, 40, 40), 40, np.int16)
+    labels = np.zeros(plain.shape, bool)
+    labels[4:16, 8:32, 8:32] = True
+    true = np.where(labels, np.int16(340), plain)
+    predicted = true.copy()
+    predicted[14:16] = 40  # two slices too short
+    found = vessel_agreement(true, predicted, plain, labels, SPACING)
+    assert found[1] == hausdorff95(labels, predicted > 190, SPACING) == 6.0
+
+
 def test_what_is_far_away_or_bright_in_truth_too_counts_for_neither(scan):
     plain, true, labels = scan
     true[:, 16:24, 26:28] = 900  # bone within 5 mm

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dyefreenet.config import GridConfig, StageConfig
+from dyefreenet.train import loop
 from dyefreenet.train.loop import fit, learning_rate
 from dyefreenet.train.state import TrainState, adam, update
 
@@ -51,6 +52,21 @@ def run(stage=None, start=0, config=CONFIG, batches=None):
         identify=lambda step: f"sample {step}",
     )
     return state, reports
+
+
+def test_a_part_of_the_batch_weighs_as_many_items_as_it_has(monkeypatch):
+    monkeypatch.setattr(loop, "world_size", lambda: 3)
+    monkeypatch.setattr(loop, "of_first_worker", lambda value, device: value)
+    seen = []
+
+    class Weighed(Line):
+        def step(self, state, batch, config, grid):
+            seen.append(state.weight)
+            return super().step(state, batch, config, grid)
+
+    parts = [{"plain": np.zeros((n, 3, 4, 4), np.int16)} for n in (1, 1, 2)] * 4
+    run(Weighed(), config=CONFIG.model_copy(update={"batch": 4}), batches=iter(parts))
+    assert seen == [0.75, 0.75, 1.5] * 4  # a mean over the three is that over the four items
 
 
 def test_one_report_an_epoch_with_means_rates_and_validation():

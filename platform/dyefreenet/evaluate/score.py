@@ -24,7 +24,7 @@ from dyefreenet.cascade import PREDICTORS, Cascade
 from dyefreenet.config import Recipe
 from dyefreenet.data.phantom import ARTERIES, LABELS
 from dyefreenet.data.shards import Slab, SlabRecord, read_records, read_slab
-from dyefreenet.errors import InputError
+from dyefreenet.errors import InputError, StorageError, StoreError
 from dyefreenet.evaluate import remap
 from dyefreenet.evaluate.protocols import PROTOCOLS, Case, protocol, score_volume
 from dyefreenet.evaluate.regions import COMPUTED, body_mask, computed_labels
@@ -80,15 +80,30 @@ def evaluate(
         "protocols": {name: PROTOCOLS[name].definition for name in recipe.evaluate.protocols},
     }
 
+    networks = fingerprint({"weights": made_from["weights"]}, {})
+
     def score(item: dict[str, Any]) -> dict[str, Any]:
         shards = list(zip(item["paths"], item["sha256"], strict=True))
         part, found = score_pair(
-            item["pair"], ingest, target, shards, made_from, lambda: _cascade(run), table, recipe
+            item["pair"],
+            item["patient"],
+            ingest,
+            target,
+            shards,
+            made_from,
+            lambda: _cascade(run, networks),
+            table,
+            recipe,
         )
         return {"path": part, "sha256": found}
 
     items = [
-        {"pair": pair, "paths": [r.path for r in group], "sha256": [r.sha256 for r in group]}
+        {
+            "pair": pair,
+            "patient": group[0].patient,
+            "paths": [r.path for r in group],
+            "sha256": [r.sha256 for r in group],
+        }
         for pair, group in by_pair.items()
     ]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(score)
@@ -152,8 +167,8 @@ def pairs_to_score(
 
 
 @cache
-def _cascade(run: Folder) -> Cascade:
-    """The networks, loaded once in each worker process."""
+def _cascade(run: Folder, weights: str) -> Cascade:
+    """The networks, loaded once in each worker process; anew where their weights are others."""
     return Cascade.load(run)
 
 
@@ -169,6 +184,7 @@ def _weights(run: Folder) -> dict[str, str]:
 
 def score_pair(
     pair: str,
+    patient: str,
     ingest: Folder,
     target: Folder,
     shards: Sequence[tuple[str, str]],
@@ -181,6 +197,7 @@ def score_pair(
 
     Args:
         pair: Key of the pair.
+        patient: Whose it is.
         ingest: Where the shards lie.
         target: Folder of the evaluation.
         shards: Path and SHA-256 of each.
@@ -196,12 +213,14 @@ def score_pair(
     path = f"parts/{pair}.json"
     if found := _finished(target, path, mark):
         return path, found
-    named = [(name, read_slab(ingest.read(name, sha256))) for name, sha256 in shards]
-    patient, where = named[0][1].patient, f"{ingest}/{shards[0][0]}"
+    where = f"{ingest}/{shards[0][0]}"
     part: dict[str, Any] = {"patient": patient, "rows": [], "left_out": [], "panel": {}}
     try:
+        named = [(name, read_slab(ingest.read(name, sha256))) for name, sha256 in shards]
         rows, left_out, panel = score_patient(named, cascade(), table, recipe)
-    except ValueError as error:
+    except StorageError:  # says nothing of this patient
+        raise
+    except (ValueError, InputError, StoreError) as error:
         part["left_out"] = [f"patient {patient}, {where}: {error}; left out"]
     else:
         part["rows"] = [row | {"pair": pair} for row in rows]
@@ -222,7 +241,14 @@ def _finished(target: Folder, path: str, mark: str) -> str:
         whole = part.pop("fingerprint") == mark and part.pop("sha256") == _digest(part)
     except (ValueError, KeyError, AttributeError):  # cut short, or not ours: made again
         return ""
-    if not whole or not all(target.exists(name) for name in part["panel"]):
+    if not whole or not part["rows"]:  # what was left out may be there by now
+        return ""
+    try:
+        for name, sha256 in part["panel"].items():
+            if not target.exists(name):
+                return ""
+            target.read(name, sha256)
+    except StoreError:  # of another evaluation that was broken off, or damaged
         return ""
     return hashlib.sha256(content).hexdigest()
 

@@ -72,8 +72,8 @@ def differences(
         target is None where the values themselves are compared. n counts the patients that both
         have. p is of the paired Wilcoxon test, p_holm the same corrected
         (Holm) over the methods held against one comparator. The verdict is "better" or "worse"
-        where the whole interval lies on one side of 0, else "no difference shown"; and "too few
-        patients" where fewer than 6 lie on one side, as 1 in 16 would by chance.
+        where the whole interval lies on one side of 0 and p_holm is below 0.05, else "no difference
+        shown"; and "too few patients" where there are fewer than 6, whose p cannot be.
     """
     differing: list[Row] = []
     for (protocol, metric, region), family in _grouped(_as_list(rows), KEY[1:]).items():
@@ -82,17 +82,23 @@ def differences(
             family = [row | {"value": abs(row["value"] - target)} for row in family]
         elif metric not in HIGHER_IS_BETTER + LOWER_IS_BETTER:
             continue
-        methods = {key[0]: by_patient(group) for key, group in _grouped(family, KEY[:1]).items()}
+        methods = {key[0]: group for key, group in _grouped(family, KEY[:1]).items()}
         for other in versus:
             if other not in methods:
                 continue
             against = []
-            for method, values in methods.items():
-                shared = [patient for patient in values if patient in methods[other]]
+            for method, own in methods.items():
+                # Scans that both have: a patient's mean over other scans would be no pair.
+                both = _scans(own) & _scans(methods[other])
+                values, others = (
+                    by_patient(row for row in group if _scan(row) in both)
+                    for group in (own, methods[other])
+                )
+                shared = list(values)
                 if method == other or not shared:
                     continue
                 mine = np.array([values[patient] for patient in shared])
-                theirs = np.array([methods[other][patient] for patient in shared])
+                theirs = np.array([others[patient] for patient in shared])
                 both_exact = np.isinf(mine) & np.isinf(theirs)  # inf - inf: no difference
                 delta = np.where(both_exact, 0.0, mine - np.where(both_exact, 0.0, theirs))
                 mean, low, high = interval(delta, resamples, seed)
@@ -100,15 +106,20 @@ def differences(
                     {"method": method, "versus": other, "protocol": protocol, "metric": metric}
                     | {"region": region, "target": target, "n": len(shared)}
                     | {"mean": mean, "low": low, "high": high}
-                    | {
-                        "p": _signed_rank(delta),
-                        "verdict": _verdict(metric, low, high, len(shared)),
-                    }
+                    | {"p": _signed_rank(delta)}
                 )
             for row, corrected in zip(against, _holm([row["p"] for row in against]), strict=True):
-                row["p_holm"] = corrected
+                row |= {"p_holm": corrected, "verdict": _verdict(row | {"p_holm": corrected})}
             differing += against
     return differing
+
+
+def _scan(row: Row) -> tuple[str, str]:
+    return str(row["patient"]), str(row.get("pair", ""))
+
+
+def _scans(rows: Iterable[Row]) -> set[tuple[str, str]]:
+    return {_scan(row) for row in rows}
 
 
 def levels(rows: list[Row] | Table, resamples: int = RESAMPLES, seed: int = 0) -> list[Row]:
@@ -246,12 +257,15 @@ def interval(
     return mean, float(low), float(high)
 
 
-def _verdict(metric: str, low: float | None, high: float | None, n: int) -> str:
+def _verdict(row: Row) -> str:
+    low, high = row["low"], row["high"]
     if low is None or high is None or not (low > 0.0 or high < 0.0):  # NaN lies on no side
         return "no difference shown"
-    if n < ENOUGH:
+    if row["n"] < ENOUGH:
         return "too few patients"
-    return "better" if (high < 0.0) == (metric not in HIGHER_IS_BETTER) else "worse"
+    if row["p_holm"] >= 0.05:
+        return "no difference shown"
+    return "better" if (high < 0.0) == (row["metric"] not in HIGHER_IS_BETTER) else "worse"
 
 
 def _signed_rank(delta: NDArray[np.float64]) -> float:

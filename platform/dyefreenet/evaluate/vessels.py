@@ -44,7 +44,8 @@ def vessel_agreement(
     if after <= before:
         return None
     threshold = (before + after) / 2
-    box = _box(labels, [0, *(int(REACH_MM / step) + 1 for step in spacing[1:])])
+    # A slice more at either end: a vessel that ends has a surface there, the volume's end has none.
+    box = _box(labels, [1, *(int(REACH_MM / step) + 1 for step in spacing[1:])])
     real = labels[box]
     allowed = dilated(real, spacing, REACH_MM) & (real | (true[box] <= threshold))
     found = allowed & (predicted[box] > threshold)

@@ -30,8 +30,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         """[B, C, H, W] to the same shape."""
         if not self.training or world_size() == 1:
             return super().forward(values)
-        exact = torch.promote_types(values.dtype, torch.float32)
-        sums = values.sum((0, 2, 3), dtype=exact), (values * values).sum((0, 2, 3), dtype=exact)
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        sums = wide.sum((0, 2, 3)), (wide * wide).sum((0, 2, 3))
         counts = torch.full_like(sums[0], values.numel() // values.shape[1])
         # Differentiable, as the statistics are.
         mean, square, counts = dist_nn.all_reduce(torch.stack([*sums, counts]))
@@ -46,7 +46,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(values.dtype)
+        return (wide * scale[:, None, None] + shift[:, None, None]).to(values.dtype)
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:

@@ -30,13 +30,14 @@ from dyefreenet.data.slices import (
     steps_per_epoch,
     worker_lanes,
 )
-from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError
+from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, StorageError
 from dyefreenet.runtime import Share
 from dyefreenet.stages import STAGES
 from dyefreenet.store import MANIFEST, Folder
 from dyefreenet.train.loop import Numbers, fit
-from dyefreenet.train.sight import Sight, require_mlflow, shown_slices, strip_of
+from dyefreenet.train.sight import NO_MLFLOW, Sight, lacks_mlflow, shown_slices, strip_of
 from dyefreenet.train.state import load_tensors, load_weights
+from dyefreenet.workers import mean_over_workers
 
 READ_CPUS = 0.05  # of a core for each task that fetches shards: they wait more than they work
 READERS = 2  # processes that fetch for one worker; each new one costs seconds to start
@@ -193,9 +194,8 @@ def _may_be_storage(error: Exception) -> bool:
     Ray's controller fails at its own access to it; of workers, only those that say so.
     """
     if isinstance(error, ray.train.WorkerGroupError):
-        return any(
-            InputError.__name__ in str(failure) for failure in error.worker_failures.values()
-        )
+        failures = error.worker_failures.values()
+        return any(StorageError.__name__ in str(failure) for failure in failures)
     return True
 
 
@@ -206,7 +206,7 @@ def _wait_for(step: Folder) -> None:
         try:
             step.exists(MANIFEST)  # which has some patience of its own
             return
-        except InputError:
+        except StorageError:
             if time.monotonic() - began > AWAY:
                 raise
 
@@ -221,7 +221,6 @@ def worker(payload: dict[str, Any]) -> None:
 
 
 def _work(payload: dict[str, Any]) -> None:
-    require_mlflow()
     torch.set_num_threads(payload["threads"])
     recipe = Recipe.model_validate(payload["recipe"])
     stage = payload["stage"]
@@ -231,6 +230,9 @@ def _work(payload: dict[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     chief, device = rank == 0, get_device()
 
+    lacking = torch.tensor([float(lacks_mlflow())], device=device)
+    if mean_over_workers(lacking) > 0:  # of one worker or more; all give up together
+        raise ConfigError(NO_MLFLOW)
     torch.manual_seed(recipe.seed)  # every worker starts from the same weights
     state = spec.code.build(config, recipe, lambda step: load_weights(run / step))
     if config.ema:

@@ -22,7 +22,6 @@ from torch import Tensor
 from dyefreenet.config import GridConfig
 from dyefreenet.data.shards import Slab
 from dyefreenet.data.slices import Batch, phase_number
-from dyefreenet.errors import ConfigError
 from dyefreenet.hu import from_network
 from dyefreenet.store import Folder
 from dyefreenet.train.loop import evaluating, to_network
@@ -31,6 +30,10 @@ from dyefreenet.train.state import TrainState
 SHOWN = 4  # slices of the strip
 DIFFERENCE_HU = 200.0  # what is white, or with a minus black, in the view of the difference
 MLFLOW = "MLFLOW_TRACKING_URI"
+NO_MLFLOW = (
+    f"{MLFLOW} is set and MLflow is not installed: pip install mlflow-skinny on the workers, or "
+    "unset it"
+)
 
 
 class Sight:
@@ -58,14 +61,9 @@ class Sight:
                 client.log_image(run, Image.open(io.BytesIO(strip)), f"strips/{step:010d}.png")
 
 
-def require_mlflow() -> None:
-    """Told before an epoch is trained, not after.
-
-    Raises:
-        ConfigError: MLFLOW_TRACKING_URI is set and MLflow is not installed.
-    """
-    if os.environ.get(MLFLOW):
-        _mlflow_client()
+def lacks_mlflow() -> bool:
+    """Whether MLflow is asked for and not installed: found before an epoch is trained."""
+    return bool(os.environ.get(MLFLOW)) and _mlflow_client() is None
 
 
 def shown_slices(slabs: Iterable[Slab]) -> Batch | None:
@@ -129,14 +127,11 @@ def _events(numbers: dict[str, float], strip: bytes | None, step: int) -> bytes:
 
 
 def _mlflow_client() -> Any:
-    """The class of MLflow's client."""
+    """The class of MLflow's client; None where it is not installed."""
     try:
         from mlflow import MlflowClient
     except ImportError:
-        raise ConfigError(
-            f"{MLFLOW} is set and MLflow is not installed: pip install mlflow-skinny on the "
-            "workers, or unset it"
-        ) from None
+        return None
     return MlflowClient
 
 
