@@ -46,7 +46,7 @@ def read_panels(run: Folder, budget: int = BUDGET) -> tuple[list[dict[str, Any]]
     """Pictures of every pair, and how many stored slices found no room.
 
     Where all would be too much for one page, each pair keeps its middle slices; where even one of
-    each would be, all pictures are drawn at half the size, or a quarter.
+    each would be, all pictures are drawn at half the size, a quarter or an eighth.
 
     Returns:
         [{patient, spacing [z, y, x] mm, slices: [{index, images: {name: PNG in base64}}],
