@@ -36,6 +36,33 @@ def medians(method, true, apart):
     ]
 
 
+def take_labels(folder, patients):
+    """The arteries of these patients were not drawn: theirs are vessels found on the true scan.
+
+    With all patients the drawn ones are gone; else both kinds stand in the tables, and the error in
+    the vessels that were found is 50 HU higher.
+    """
+    evaluate = folder / "evaluate"
+    rows = pq.read_table(io.BytesIO(evaluate.read("rows.parquet"))).to_pylist()
+    taken = {"region": "computed_vessel"}
+    rows = [
+        row | taken if row["region"] == "vessel" and row["patient"] in patients else row
+        for row in rows
+    ]
+    evaluate.write("rows.parquet", parquet(rows))
+    for name in ("summary.json", "differences.json"):
+        found = evaluate.read_json(name)
+        drawn = [entry for entry in found if entry["region"] == "vessel"]
+        if len(patients) < len(PATIENTS):
+            found += [
+                entry | taken | {key: entry[key] + 50 for key in ("mean", "low", "high")}
+                for entry in drawn
+            ]
+        else:
+            found = [entry | taken if entry in drawn else entry for entry in found]
+        evaluate.write_json(name, found)
+
+
 def difference(versus, protocol, metric, region, mean, half, verdict):
     return line("refine", protocol, metric, region, mean, half) | {
         "versus": versus,

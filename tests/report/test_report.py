@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_up_run import EVIL, PATIENTS, line, parquet, write_panel
+from made_up_run import EVIL, PATIENTS, line, parquet, take_labels, write_panel
 from PIL import Image
 
 from dyefreenet.errors import StoreError
@@ -276,7 +276,7 @@ def test_a_chart_of_odd_values_is_still_well_formed(ys):
 
 def test_the_worst_cases_are_those_with_the_largest_artery_error(run):
     results = read_results(run)
-    assert results.worst_column == ("roi/1", "mae", "vessel")
+    assert results.worst_columns == [("roi/1", "mae", "vessel")]
     assert [name for name, _ in results.worst("refine")] == PATIENTS[:3]
     assert results.worst("refine")[0][1] == pytest.approx(117.3 + 7)
     page = page_of(run)
@@ -294,9 +294,57 @@ def test_without_arteries_the_worst_have_the_lowest_psnr(run):
     rows += [row | {"value": row["value"] + 40} for row in rows if row["patient"] == PATIENTS[6]]
     run.write("evaluate/rows.parquet", parquet(rows))
     results = read_results(run)
-    assert results.worst_column == ("window600/1", "psnr", "image")
+    assert results.worst_columns == [("window600/1", "psnr", "image")]
     name, value = results.worst("unet")[0]
     assert (name, value) == (PATIENTS[6], pytest.approx(27.11 + 2 + 0.25 - 20))
+
+
+FOUND = "vessels found on the true scan"
+
+
+def test_vessels_found_on_the_scan_take_the_place_of_drawn_ones_and_say_so(run):
+    take_labels(run, PATIENTS)
+    results = read_results(run)
+    assert results.worst_columns == [("roi/1", "mae", "computed_vessel")]
+    page = page_of(run)
+    words = words_of(page)
+    assert f"Artery error, HU {FOUND}" in words
+    assert "117.3 ● [109.3, 125.3]" in words
+    assert f"worse in artery error ({FOUND}); no difference" in words
+    assert f"with the largest artery error ({FOUND}), HU, roi/1." in words
+    assert "DyeFreeNet (refine) patient-0 124.3 patient-1 122.3 patient-2 120.3" in words
+    assert f"bias −20.0 HU, limits −41.0 to +1.0 HU, n=8 · {FOUND} · roi/1" in words
+    assert "arteries · roi/1" not in words
+    assert len(csv_of(page, "patients-mae-computed_vessel.csv")) == 8 * len(METHODS)
+    card = run.read("report/MODEL_CARD.md").decode().replace("\\", "")
+    assert f"Artery error, HU ({FOUND}, roi/1) 117.3 [109.3, 125.3], n=8" in card
+    assert f"Artery error, HU ({FOUND}, roi/1) 124.3, patient patient-0" in card
+    text = table_text(run)
+    assert re.search(r"Artery error HU\n.*roi/1 computed\n", text)
+    assert f"computed: {FOUND}" in text
+
+
+def test_vessels_drawn_and_found_are_never_pooled(run):
+    take_labels(run, PATIENTS[:3])
+    page = page_of(run)
+    words = words_of(page)
+    assert "117.3 ● [109.3, 125.3]" in words and "167.3 ● [159.3, 175.3]" in words
+    assert f"worse in artery error and artery error ({FOUND});" in words
+    drawn = "DyeFreeNet (refine) patient-3 118.3 patient-4 116.3 patient-5 114.3"
+    found = "DyeFreeNet (refine) patient-0 124.3 patient-1 122.3 patient-2 120.3"
+    assert words.index(drawn) < words.index(found)
+    assert "n=5 · arteries · roi/1" in words and f"n=3 · {FOUND} · roi/1" in words
+    for name, patients in (("vessel", PATIENTS[3:]), ("computed_vessel", PATIENTS[:3])):
+        rows = csv_of(page, f"patients-mae-{name}.csv")
+        assert [row["patient"] for row in rows if row["method"] == "refine"] == patients
+    assert [row["patient"] for row in csv_of(page, "bland-altman-refine-computed.csv")] == (
+        PATIENTS[:3]
+    )
+    card = run.read("report/MODEL_CARD.md").decode().replace("\\", "")
+    assert "124.3, patient patient-0" in card and "118.3, patient patient-3" in card
+    text = table_text(run)
+    assert "117.3*" in text and "167.3*" in text
+    assert max(map(len, text.split("\n\nDyeFreeNet (refine) against")[0].splitlines())) <= 88
 
 
 def test_limits_of_agreement_are_known(run):

@@ -109,11 +109,11 @@ def _figures(results: Results) -> list[tuple[str, str]]:
                 said[-1] += f", n={line['n']}"
         if said:
             facts.append((label(method), "; ".join(said)))
-    by = results.worst_column
-    if results.final is not None and by is not None:
-        for patient, value in results.worst(results.final, 1):
+    final = results.final
+    for by in results.worst_columns if final else []:
+        for patient, value in results.worst(str(final), 1, by):
             worst = f"{_named(by)} {number(value, by.digits)}, patient {patient}"
-            facts.append((f"Worst case of {label(results.final)}", worst))
+            facts.append((f"Worst case of {label(str(final))}", worst))
     facts += [("Verdict", verdict.headline) for verdict in verdicts(results)]
     if caution(results):
         facts.append(("Caution", caution(results)))

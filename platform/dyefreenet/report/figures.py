@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dyefreenet.report.charts import MANY, Dots, Line, agreement_chart, dot_chart, line_chart
-from dyefreenet.report.results import HEADLINE, METHODS, STEPS, Agreement, Results, Row
+from dyefreenet.report.results import ARTERIES, HEADLINE, METHODS, STEPS, Agreement, Results, Row
 from dyefreenet.report.words import number
 
 _VALIDATION = "validation/"
@@ -119,34 +119,36 @@ def boxed(results: Results) -> bool:
 
 
 def agreements(results: Results) -> list[Figure]:
-    """Bland and Altman's plot of the arteries' median HU, one a method, on the same axes."""
-    found = [one for method in results.methods if (one := results.agreement(method)) is not None]
-    points = {
-        one.method: [((true + made) / 2, made - true) for _, true, made in one.points]
-        for one in found
-    }
-    levels = {
-        one.method: [v for v in (one.bias, one.low, one.high) if v is not None] for one in found
-    }
+    """Bland and Altman's plot of the arteries' median HU, one a method, on the same axes.
+
+    Drawn arteries and vessels found on the true scan have plots of their own.
+    """
+    found = [
+        (one, column)
+        for column in ARTERIES
+        for method in results.methods
+        if (one := results.agreement(method, column.region)) is not None
+    ]
+    points = [
+        [((true + made) / 2, made - true) for _, true, made in one.points] for one, _ in found
+    ]
+    levels = [[v for v in (one.bias, one.low, one.high) if v is not None] for one, _ in found]
     span = (
-        [x for drawn in points.values() for x, _ in drawn],
-        [y for drawn in points.values() for _, y in drawn]
-        + [v for vs in levels.values() for v in vs],
+        [x for drawn in points for x, _ in drawn],
+        [y for drawn in points for _, y in drawn] + [v for vs in levels for v in vs],
     )
     figures = []
-    for one in found:
-        title = f"{label(one.method)}: agreement of the arteries' median HU"
-        drawing = agreement_chart(
-            title, f"m-{one.method}", points[one.method], levels[one.method], span
-        )
+    for (one, column), drawn, lines in zip(found, points, levels, strict=True):
+        title = f"{label(one.method)}: agreement of median HU, {column.where}"
         figures.append(
             Figure(
-                f"bland-altman-{one.method}",
+                f"bland-altman-{one.method}" + ("" if column is ARTERIES[0] else "-computed"),
                 label(one.method),
-                _agreement_words(one),
-                Markup(drawing),
+                f"{_agreement_words(one)} · {column.where} · {column.protocol}",
+                Markup(agreement_chart(title, f"m-{one.method}", drawn, lines, span)),
                 [
-                    {"method": one.method, "patient": patient, "true_median_hu": true}
+                    {"method": one.method, "region": column.region, "patient": patient}
+                    | {"true_median_hu": true}
                     | {"predicted_median_hu": made, "mean_hu": (true + made) / 2}
                     | {"difference_hu": made - true, "bias_hu": one.bias}
                     | {"lower_limit_hu": one.low, "upper_limit_hu": one.high}
@@ -163,18 +165,18 @@ def _agreement_words(one: Agreement) -> str:
         said += "no limits with fewer than three patients"
     else:
         said += f"limits {number(one.low, 1, sign=True)} to {number(one.high, 1, sign=True)} HU"
-    return f"{said}, n={len(one.points)} · arteries · roi/1".replace("-", "−")
+    return f"{said}, n={len(one.points)}".replace("-", "−")
 
 
 def worst_rows(results: Results) -> list[Row]:
     """Of each method every patient, worst first."""
-    column = results.worst_column
-    if column is None:
-        return []
     return [
         {"method": method, "rank": rank} | column._asdict() | {"patient": patient, "value": value}
+        for column in results.worst_columns
         for method in results.methods
-        for rank, (patient, value) in enumerate(results.worst(method, len(results.rows)), start=1)
+        for rank, (patient, value) in enumerate(
+            results.worst(method, len(results.rows), column), start=1
+        )
     ]
 
 

@@ -16,7 +16,15 @@ from markupsafe import Markup
 from dyefreenet.report import figures, words
 from dyefreenet.report.card import markdown, model_card
 from dyefreenet.report.panels import SHOWN, code_table, picture_of, read_panels
-from dyefreenet.report.results import HEADLINE, METHODS, STEPS, Column, Results, read_results
+from dyefreenet.report.results import (
+    ARTERIES,
+    HEADLINE,
+    METHODS,
+    STEPS,
+    Column,
+    Results,
+    read_results,
+)
 from dyefreenet.store import Folder
 
 WIDEST = 7  # columns of figures that fit a page of A4
@@ -66,13 +74,10 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         tables=_tables(results.columns),
         **drawn,
         boxed=figures.boxed(results),
+        computed=ARTERIES[1] in results.columns,
         card=sections,
         worst=worst,
-        pictured=[
-            (method, shown)
-            for method, cases in worst
-            if (shown := [case for case in cases if case.picture])
-        ],
+        pictured=_pictured(worst),
         viewer=_viewer(panels),
         left_out=left_out,
         reasons=Counter(str(row["reason"]) for row in results.excluded).most_common(),
@@ -138,24 +143,44 @@ def _tables(columns: list[Column]) -> list[list[Column]]:
 class Case(NamedTuple):
     """A patient on whom a method did badly; ``picture`` names what the viewer shows of it."""
 
+    column: Column
     patient: str
     value: float
     picture: str | None
 
 
-def _worst(results: Results, panels: list[dict[str, Any]]) -> list[tuple[str, list[Case]]]:
-    """Of each method its worst patients, and which picture of them there is to open."""
+def _worst(
+    results: Results, panels: list[dict[str, Any]]
+) -> list[tuple[Column, list[tuple[str, list[Case]]]]]:
+    """Of each column and method the worst patients, and which picture of them there is to open."""
     stored = {panel["patient"]: panel["slices"][0]["images"] for panel in panels}
     found = []
-    for method in results.methods:
-        picture = picture_of(method)
-        cases = [
-            Case(patient, value, picture if picture in stored.get(patient, {}) else None)
-            for patient, value in results.worst(method)
-        ]
-        if cases:
-            found.append((method, cases))
+    for column in results.worst_columns:
+        methods = []
+        for method in results.methods:
+            picture = picture_of(method)
+            cases = [
+                Case(
+                    column, patient, value, picture if picture in stored.get(patient, {}) else None
+                )
+                for patient, value in results.worst(method, column=column)
+            ]
+            if cases:
+                methods.append((method, cases))
+        found.append((column, methods))
     return found
+
+
+def _pictured(
+    worst: list[tuple[Column, list[tuple[str, list[Case]]]]],
+) -> dict[str, list[Case]]:
+    """Of each method the worst cases of which there is a picture."""
+    shown: dict[str, list[Case]] = {}
+    for _, methods in worst:
+        for method, cases in methods:
+            if pictures := [case for case in cases if case.picture]:
+                shown.setdefault(method, []).extend(pictures)
+    return shown
 
 
 def _viewer(panels: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dyefreenet.report.results import HEADLINE, METHODS, Column, Results, read_results
+from dyefreenet.report.results import ARTERIES, HEADLINE, METHODS, Column, Results, read_results
 from dyefreenet.report.words import caution, data_source, deltas, interval, number, verdicts
 from dyefreenet.store import Folder
 
@@ -25,9 +25,11 @@ def table_text(run: Folder) -> str:
     whole = [column for column in results.columns if column.region == "image"]
     first = [column for column in HEADLINE if column in results.columns]
     rest = [column for column in whole if column not in first]
-    for block in [first, *(rest[start : start + 2] for start in range(0, len(rest), 2))]:
-        if block:
-            lines += ["", *_block(results, block)]
+    blocks = [first[start : start + 3] for start in range(0, len(first), 3)]
+    for block in [*blocks, *(rest[start : start + 2] for start in range(0, len(rest), 2))]:
+        lines += ["", *_block(results, block)]
+    if ARTERIES[1] in first:
+        lines += ["", f"computed: {ARTERIES[1].where}"]
     compared = deltas(results)
     if compared and results.final is not None:
         lines += ["", f"{METHODS[results.final]} minus".ljust(46) + "ours".ljust(26) + "paper"]
@@ -50,7 +52,7 @@ def _block(results: Results, columns: list[Column]) -> list[str]:
     titles = [f"{c.title} {c.unit}".strip() for c in columns]
     lines = [
         "".ljust(_LABEL) + "".join(title.ljust(_CELL) for title in titles).rstrip(),
-        "".ljust(_LABEL) + "".join(c.protocol.ljust(_CELL) for c in columns).rstrip(),
+        "".ljust(_LABEL) + "".join(_under(c).ljust(_CELL) for c in columns).rstrip(),
     ]
     for method in results.methods:
         cells = []
@@ -64,3 +66,8 @@ def _block(results: Results, columns: list[Column]) -> list[str]:
             cells.append(f"{value} {interval(line, column.digits)}".ljust(_CELL))
         lines.append(METHODS.get(method, method).ljust(_LABEL) + "".join(cells).rstrip())
     return lines
+
+
+def _under(column: Column) -> str:
+    """What stands below a column's title: the protocol, and whether nobody drew the arteries."""
+    return f"{column.protocol} computed" if column == ARTERIES[1] else column.protocol

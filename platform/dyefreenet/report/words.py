@@ -76,7 +76,8 @@ def verdicts(results: Results) -> list[Verdict]:
                 continue
             unit = f" {column.unit}" if column.unit else ""
             value = number(line["mean"], column.digits, sign=True)
-            text = f"{column.title} {value}{unit} {interval(line, column.digits, sign=True)}"
+            title = column.name[:1].upper() + column.name[1:]
+            text = f"{title} {value}{unit} {interval(line, column.digits, sign=True)}"
             findings.append(Finding(column, line["verdict"], text.strip()))
         if not findings:
             continue
