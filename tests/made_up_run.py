@@ -12,6 +12,19 @@ from dyefreenet.store import Folder
 
 PATIENTS = [f"patient-{number}" for number in range(8)]
 TRAINED = [step for step in STEPS if step not in ("ingest", "evaluate")]
+UNSEEN = [  # what PSNR does not see: mean of the first method, half of its interval
+    ("texture/1", "high_frequency", "image", 0.4, 0.1),
+    ("texture/1", "gradient_w1", "body", 2.5, 0.2),
+    ("texture/1", "flicker", "body", 0.9, 0.1),
+    ("enhancement/1", "invented", "body", 0.005, 0.002),
+    ("enhancement/1", "missed", "body", 0.03, 0.01),
+    ("enhancement/1", "outside_change", "outside", 0.3, 0.1),
+    ("enhancement/1", "change_flicker", "body", 0.8, 0.1),
+    ("roi/1", "dice", "vessel", 0.5, 0.05),
+    ("roi/1", "hd95", "vessel", 12.0, 2.0),
+    ("roi/1", "cnr", "vessel", 3.0, 0.5),
+    ("roi/1", "true_cnr", "vessel", 6.0, 0.5),
+]
 EVIL = "</script><script>alert('x')</script>&\"<img src=x>"
 
 
@@ -129,10 +142,27 @@ def made_up_run(place):
         for entry in summary
         for i, patient in enumerate(PATIENTS)
     ]
+    for place, method in enumerate(METHODS):
+        summary += [
+            line(method, protocol, metric, region, mean + place / 100, half)
+            for protocol, metric, region, mean, half in UNSEEN
+        ]
     rows += medians("refine", [300 + 10 * i for i in range(8)], [-30, -10, -30, -10] * 2)
     evaluate = folder / "evaluate"
     evaluate.write("rows.parquet", parquet(rows))
     evaluate.write_json("summary.json", summary)
+    ends = {"slope_low": -0.02, "slope_high": 0.2}
+    ends |= {"variance_ratio_low": 0.05, "variance_ratio_high": 0.3}
+    evaluate.write_json(
+        "levels.json",
+        [
+            {"method": method, "protocol": "roi/1", "region": region, "n": len(PATIENTS)}
+            | {"slope": 0.03 + place / 100, "variance_ratio": 0.13 + place / 100}
+            | ends
+            for place, method in enumerate(METHODS)
+            for region in ("aorta", "vessel")
+        ],
+    )
     evaluate.write_json(
         "differences.json",
         [

@@ -16,7 +16,8 @@ from made_up_run import EVIL, PATIENTS, line, parquet, take_labels, write_panel
 from PIL import Image
 
 from dyefreenet.errors import StoreError
-from dyefreenet.report import table_text, write_report
+from dyefreenet.evaluate.statistics import TARGETS
+from dyefreenet.report import table_text, unseen, write_report
 from dyefreenet.report.charts import Dots, Line, agreement_chart, box, dot_chart, line_chart, ticks
 from dyefreenet.report.page import _tables
 from dyefreenet.report.panels import code_table, encode_hu, read_panels
@@ -386,6 +387,68 @@ def test_agreement_charts_share_their_axes_and_keep_labels_apart():
     assert left < right and low > high
     labels = sorted(float(y) for y in re.findall(r'class="strong" x="[^"]*" y="([^"]*)"', drawn))
     assert np.diff(labels).min() >= 13
+
+
+def test_what_psnr_does_not_see_stands_beside_its_target(run):
+    page = page_of(run)
+    words = words_of(page.split('id="unseen"')[1].split("</section>")[0])
+    for head, unet, refine in (
+        ("Fine grain, predicted / true whole image target 1", "0.42 [0.32, 0.52]", "0.46"),
+        ("distance from true, HU/pixel body target 0", "2.52 [2.32, 2.72]", "2.56"),
+        ("Flicker between slices, predicted / true body target 1", "0.92 [0.82, 1.02]", "0.96"),
+        ("Lit up without contrast agent, % of the body target 0", "2.50 [2.30, 2.70]", "6.50"),
+        ("contrast agent went, % of the body target 0", "5.00 [4.00, 6.00]", "9.00"),
+        ("Change in the air, HU outside the body target 0", "0.32 [0.22, 0.42]", "0.36"),
+        ("Flicker of what was added, predicted / true body target 1", "0.82 [0.72, 0.92]", "0.86"),
+        ("Overlap with the true vessels (Dice) arteries target 1", "0.520 [0.470, 0.570]", "0.560"),
+        ("Distance between outlines (HD95), mm arteries target 0", "12.0 [10.0, 14.0]", "12.1"),
+        ("Contrast to muscle (CNR) arteries target 6.1", "3.0 [2.5, 3.5]", "3.1"),
+        ("Slope β arteries target 1 Slope β aorta target 1", "0.05 [−0.02, 0.20]", "0.09"),
+        ("Variance ratio arteries target 1", "0.15 [0.05, 0.30]", "0.19"),
+    ):
+        assert head in words, head
+        table = words[words.index(head) :]
+        one, other = table.index(" U-Net "), table.index(" DyeFreeNet (refine) ")
+        assert unet in table[one : table.index(" U-Net + Pix2Pix")], head
+        assert f" {refine} " in table[other : other + 160], head
+    assert "Near 0, every patient gets the average level" in words
+    (row,) = (
+        row
+        for row in csv_of(page, "enhancement.csv")
+        if (row["method"], row["metric"]) == ("unet", "invented")
+    )
+    assert (float(row["mean"]), row["n"], row["target"]) == (pytest.approx(0.025), "8", "0")
+    saved = csv_of(page, "levels-slope.csv")
+    assert [float(r["mean"]) for r in saved if r["region"] == "vessel"] == pytest.approx(
+        [0.03 + place / 100 for place in range(len(METHODS))]
+    )
+
+
+def test_targets_are_those_by_which_methods_are_compared():
+    shown = unseen._TEXTURE | unseen._ENHANCEMENT
+    found = {column.metric: float(measure.target) for column, measure in shown.items()}
+    assert found == TARGETS | {"invented": 0.0, "missed": 0.0}
+
+
+def test_levels_of_too_few_patients_are_no_figure(run):
+    levels = run.read_json("evaluate/levels.json")
+    few = {key: None for key in levels[0] if key.startswith(("slope", "variance"))}
+    some = [row | few if row["region"] == "aorta" else row for row in levels]
+    run.write_json("evaluate/levels.json", some)
+    words = words_of(page_of(run))
+    assert "U-Net 0.05 [−0.02, 0.20] – 8" in words
+    run.write_json("evaluate/levels.json", [row | few for row in levels])
+    page = page_of(run)
+    assert "No figure: it takes three patients" in words_of(page)
+    assert "levels-slope.csv" not in page
+
+
+def test_an_older_run_has_no_section_of_what_psnr_does_not_see(run):
+    (run / "evaluate").remove("levels.json")
+    summary = run.read_json("evaluate/summary.json")
+    known = ("psnr", "ssim", "mae")
+    run.write_json("evaluate/summary.json", [row for row in summary if row["metric"] in known])
+    assert "What PSNR does not see" not in words_of(page_of(run))
 
 
 def test_a_box_is_what_numpy_and_tukey_say():

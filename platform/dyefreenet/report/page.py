@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from dyefreenet.report import figures, words
+from dyefreenet.report import figures, unseen, words
 from dyefreenet.report.card import markdown, model_card
 from dyefreenet.report.panels import SHOWN, code_table, picture_of, read_panels
 from dyefreenet.report.results import (
@@ -55,6 +55,7 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
     evaluate = results.steps.get("evaluate", {})
     worst = _worst(results, panels)
     sections = model_card(results)
+    grids = unseen.grids(results)
     drawn = {
         "by_patient": figures.by_patient(results),
         "agreements": figures.agreements(results),
@@ -83,17 +84,20 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         reasons=Counter(str(row["reason"]) for row in results.excluded).most_common(),
         steps=[(figures.label(name), results.steps.get(name)) for name in STEPS],
         definitions=evaluate.get("definitions", {}),
-        files=_files(results, drawn, markdown(results, sections)),
+        grids=grids,
+        files=_files(results, drawn, grids, markdown(results, sections)),
         recipe=yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True),
     )
 
 
-def _files(results: Results, drawn: dict[str, Any], card: str) -> dict[str, str]:
+def _files(
+    results: Results, drawn: dict[str, Any], grids: list[unseen.Grid], card: str
+) -> dict[str, str]:
     """What the page's buttons save, by file name: CSV of each figure and table, and the card."""
     shown = [*drawn["by_patient"], *drawn["agreements"], *drawn["validation"]]
     shown += [drawn["ssl"]] if drawn["ssl"] else []
     shown += [figure for _, of_stage in drawn["losses"] for figure in of_stage]
-    tables = {figure.name: figure.rows for figure in shown} | {
+    tables = {table.name: table.rows for table in [*shown, *grids]} | {
         "summary": results.summary,
         "differences": results.differences,
         "beside-the-paper": [

@@ -40,6 +40,9 @@ _REGIONS = {
     "body": "body",
     "vessel": "arteries",
     COMPUTED: "vessels found on the true scan",
+    "computed_bone": "bone, by HU",
+    "computed_air": "lung and air, by HU",
+    "outside": "outside the body",
 }
 
 
@@ -117,6 +120,7 @@ class Results:
         rows: One figure of one patient each, as measured.
         summary: Means over patients with their intervals.
         differences: Paired differences between methods.
+        levels: Slope and variance ratio of each method and structure over patients.
     """
 
     run: Folder
@@ -128,6 +132,7 @@ class Results:
     rows: list[Row]
     summary: list[Row]
     differences: list[Row]
+    levels: list[Row]
 
     @property
     def name(self) -> str:
@@ -279,12 +284,14 @@ def read_results(run: Folder, step: str = "evaluate") -> Results:
         excluded=_table(run / "ingest", "excluded.parquet"),
         rows=_table(evaluate, "rows.parquet"),
         summary=summary,
-        differences=(
-            json.loads(evaluate.read_checked("differences.json"))
-            if evaluate.exists("differences.json")
-            else []
-        ),
+        differences=_listed(evaluate, "differences.json"),
+        levels=_listed(evaluate, "levels.json"),
     )
+
+
+def _listed(folder: Folder, name: str) -> list[Row]:
+    """Rows of a JSON file; none where an older run lacks it."""
+    return list(json.loads(folder.read_checked(name))) if folder.exists(name) else []
 
 
 def _lines(step: Folder) -> list[Row]:
