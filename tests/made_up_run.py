@@ -117,7 +117,8 @@ def made_up_run(place):
         (folder / step).write("metrics.jsonl", content.encode())
     pairs = [
         {"key": f"k{i}", "patient": patient, "split": "test", "phase": "arterial"}
-        | {"slices": 28, "source": "phantom"}
+        | {"slices": 28, "source": "phantom", "thickness": [1.0, 5.0][i % 2], "spacing_x": 0.7}
+        | {"bone_edge_mm": 0.1 * i, "kernel": "soft" if i < 6 else "sharp", "landmark_mm": None}
         for i, patient in enumerate(PATIENTS)
     ]
     (folder / "ingest").write("pairs.parquet", parquet(pairs))

@@ -312,7 +312,7 @@ def test_vessels_found_on_the_scan_take_the_place_of_drawn_ones_and_say_so(run):
     assert f"Artery error, HU {FOUND}" in words
     assert "117.3 ● [109.3, 125.3]" in words
     assert f"worse in artery error ({FOUND}); no difference" in words
-    assert f"with the largest artery error ({FOUND}), HU, roi/1." in words
+    assert f"with the largest artery error ({FOUND}) in HU, roi/1." in words
     assert "DyeFreeNet (refine) patient-0 124.3 patient-1 122.3 patient-2 120.3" in words
     assert f"bias −20.0 HU, limits −41.0 to +1.0 HU, n=8 · {FOUND} · roi/1" in words
     assert "arteries · roi/1" not in words
@@ -346,6 +346,101 @@ def test_vessels_drawn_and_found_are_never_pooled(run):
     text = table_text(run)
     assert "117.3*" in text and "167.3*" in text
     assert max(map(len, text.split("\n\nDyeFreeNet (refine) against")[0].splitlines())) <= 88
+
+
+def parts_of(run):
+    """(stratum, group) to what it spans and the mean of each column, as n patients have it."""
+    results = read_results(run)
+    return {
+        (part.stratum.name, part.group): (
+            *(part.low, part.high),
+            {column.metric: value for column, value in part.means.items()},
+        )
+        for part in results.strata
+    }
+
+
+def means(psnr, mae):
+    return {"psnr": (pytest.approx(psnr[0]), psnr[1]), "mae": (pytest.approx(mae[0]), mae[1])}
+
+
+def test_halves_of_the_patients_have_known_means(run):
+    # Patient i of the final method: PSNR 33.11 + (i - 3.5) / 10, artery error 117.3 - 2 (i - 3.5).
+    assert parts_of(run) == {
+        ("bone_edge_mm", "lower"): (0.0, pytest.approx(0.3), means((32.91, 4), (121.3, 4))),
+        ("bone_edge_mm", "upper"): (0.4, pytest.approx(0.7), means((33.31, 4), (113.3, 4))),
+        ("thickness", "lower"): (1.0, 1.0, means((33.06, 4), (118.3, 4))),
+        ("thickness", "upper"): (5.0, 5.0, means((33.16, 4), (116.3, 4))),
+        ("kernel", "soft"): (None, None, means((33.01, 6), (119.3, 6))),
+        ("kernel", "sharp"): (None, None, means((33.41, 2), (111.3, 2))),
+    }
+    page = page_of(run)
+    words = words_of(page)
+    assert "Bone edges apart after registration lower: 0.00 to 0.30 mm 32.91 n=4 121.3 n=4" in words
+    assert "Slice thickness lower: 1.00 mm 33.06 n=4 118.3 n=4 upper: 5.00 mm" in words
+    assert "Kernel soft 33.01 n=6 119.3 n=6 sharp 33.41 n=2 111.3 n=2" in words
+    saved = [row for row in csv_of(page, "strata.csv") if row["stratum"] == "bone_edge_mm"]
+    assert [(row["group"], row["metric"], row["n"]) for row in saved] == [
+        (group, metric, "4") for group in ("lower", "upper") for metric in ("psnr", "mae")
+    ]
+    assert float(saved[0]["mean"]) == pytest.approx(32.91)
+
+
+def repaired(run, change):
+    """Write the table of pairs anew, each row with what ``change`` gives for its number."""
+    pairs = pq.read_table(io.BytesIO(run.read("ingest/pairs.parquet"))).to_pylist()
+    pairs = [pair | change(number) for number, pair in enumerate(pairs)]
+    (run / "ingest").write("pairs.parquet", parquet(pairs))
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("values", "lower", "upper"),
+    [
+        ([1, 1, 1, 1, 1, 1, 1, 9], 7, 1),  # nobody is torn from their equals
+        ([1, 9, 9, 9, 9, 9, 9, 9], 1, 7),
+        ([1, 2, 3, 3, 3, 3, 8, 9], 6, 2),
+        ([1, 2, 3, 9, None, None, None, None], 2, 2),
+    ],
+)
+def test_no_half_is_empty_and_equal_values_stay_together(run, values, lower, upper):
+    repaired(run, lambda i: {"bone_edge_mm": None if values[i] is None else float(values[i])})
+    found = {key: value[2]["psnr"][1] for key, value in parts_of(run).items()}
+    assert (found["bone_edge_mm", "lower"], found["bone_edge_mm", "upper"]) == (lower, upper)
+
+
+def test_strata_count_patients_that_were_scored_and_not_pairs(run):
+    pairs = repaired(run, lambda i: {"bone_edge_mm": float(i)})
+    pairs += [
+        pairs[0] | {"key": "k8", "bone_edge_mm": 14.0, "kernel": "sharp"},  # mean 7: upper half
+        pairs[1] | {"key": "k9", "split": "train", "bone_edge_mm": 99.0},
+        pairs[2] | {"key": "k10", "patient": "not scored", "bone_edge_mm": 99.0},
+        pairs[3] | {"key": "k3", "phase": "portal", "bone_edge_mm": 99.0},
+    ]
+    (run / "ingest").write("pairs.parquet", parquet(pairs))
+    run.write_json("recipe.json", {"ingest": {"phase": "arterial"}})
+    found = parts_of(run)
+    assert found["bone_edge_mm", "upper"][:2] == (5.0, 7.0)
+    assert found["bone_edge_mm", "upper"][2]["mae"] == (
+        pytest.approx(117.3 - 2 * (np.mean([0, 5, 6, 7]) - 3.5)),
+        4,
+    )
+    assert found["kernel", "sharp + soft"][2]["psnr"][1] == 1
+
+
+def test_strata_that_tell_nothing_apart_are_left_out(run):
+    repaired(run, lambda i: {"thickness": 3.0, "kernel": "soft", "bone_edge_mm": None})
+    assert parts_of(run) == {}
+    page = page_of(run)
+    assert "By fit, slices and kernel" not in words_of(page)
+    assert "strata.csv" not in page
+
+
+def test_rare_kernels_are_one_group(run):
+    repaired(run, lambda i: {"kernel": f"k{i}" if i else "k1"})
+    found = [group for stratum, group in parts_of(run) if stratum == "kernel"]
+    assert found == ["k1", "k2", "k3", "k4", "k5", "others"]
+    assert parts_of(run)["kernel", "others"][2]["psnr"][1] == 2
 
 
 def test_limits_of_agreement_are_known(run):

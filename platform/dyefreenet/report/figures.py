@@ -11,7 +11,17 @@ from typing import Any
 from markupsafe import Markup
 
 from dyefreenet.report.charts import MANY, Dots, Line, agreement_chart, dot_chart, line_chart
-from dyefreenet.report.results import ARTERIES, HEADLINE, METHODS, STEPS, Agreement, Results, Row
+from dyefreenet.report.results import (
+    ARTERIES,
+    HEADLINE,
+    METHODS,
+    STEPS,
+    Agreement,
+    Part,
+    Results,
+    Row,
+    Stratum,
+)
 from dyefreenet.report.words import number
 
 _VALIDATION = "validation/"
@@ -177,6 +187,31 @@ def worst_rows(results: Results) -> list[Row]:
         for rank, (patient, value) in enumerate(
             results.worst(method, len(results.rows), column), start=1
         )
+    ]
+
+
+def by_stratum(results: Results) -> list[tuple[Stratum, list[tuple[str, Part]]]]:
+    """Of each stratum its parts, each with how it is called."""
+    found: dict[Stratum, list[tuple[str, Part]]] = {}
+    for part in results.strata:
+        name, digits = part.group, part.stratum.digits
+        if part.low is not None and part.high is not None and digits is not None:
+            low, high = number(part.low, digits), number(part.high, digits)
+            span = low if low == high else f"{low} to {high}"
+            name = f"{name}: {span} {part.stratum.unit}".rstrip()
+        found.setdefault(part.stratum, []).append((name, part))
+    return list(found.items())
+
+
+def strata_rows(results: Results) -> list[Row]:
+    """The same for a CSV file."""
+    return [
+        {"method": results.final, "stratum": part.stratum.name, "group": part.group}
+        | {"low": part.low, "high": part.high}
+        | column._asdict()
+        | {"n": n, "mean": mean}
+        for part in results.strata
+        for column, (mean, n) in part.means.items()
     ]
 
 

@@ -78,6 +78,8 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         computed=ARTERIES[1] in results.columns,
         card=sections,
         worst=worst,
+        strata=figures.by_stratum(results),
+        judged=[c for c in (HEADLINE[0], *ARTERIES) if (results.final, c) in results.values],
         pictured=_pictured(worst),
         viewer=_viewer(panels),
         left_out=left_out,
@@ -108,6 +110,7 @@ def _files(
             for delta in words.deltas(results)
         ],
         "worst-cases": figures.worst_rows(results),
+        "strata": figures.strata_rows(results),
         "exclusions": results.excluded,
     }
     files = {f"{name}.csv": figures.csv_text(rows) for name, rows in tables.items() if rows}

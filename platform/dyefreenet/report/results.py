@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -88,6 +88,52 @@ HEADLINE = (
     Column("roi/1", "mae", COMPUTED),
 )
 ARTERIES = HEADLINE[2:]  # drawn and found on the scan: shown apart, never pooled
+
+
+class Stratum(NamedTuple):
+    """A column of ``ingest/pairs.parquet`` by which patients may fare differently.
+
+    Attributes:
+        digits: After the point; None: the column holds text.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    digits: int | None = None
+
+
+STRATA = (
+    Stratum("bone_edge_mm", "Bone edges apart after registration", "mm", 2),
+    Stratum("body_dice", "Overlap of plain and contrast body (Dice)", "", 3),
+    Stratum("mutual_information", "Mutual information of plain and contrast", "nats", 2),
+    Stratum("max_shift_mm", "Largest shift by registration", "mm", 1),
+    Stratum("landmark_mm", "Landmarks apart", "mm", 2),
+    Stratum("gate", "Registration good enough for"),
+    Stratum("thickness", "Slice thickness", "mm", 2),
+    Stratum("spacing_z", "Distance of slices", "mm", 2),
+    Stratum("spacing_x", "Pixel", "mm", 2),
+    Stratum("kernel", "Kernel"),
+)
+ENOUGH = 4  # patients: two in each half
+KERNELS = 5  # groups of text that are shown; the rest is one more
+
+
+class Part(NamedTuple):
+    """Some of the patients of a stratum.
+
+    Attributes:
+        group: "lower" or "upper" half, or the text that these patients share.
+        low: Least value of the stratum among them; None for text.
+        high: Largest value.
+        means: Of each column the mean over these patients, and how many have a figure.
+    """
+
+    stratum: Stratum
+    group: str
+    low: float | None
+    high: float | None
+    means: dict[Column, tuple[float, int]]
 
 
 class Agreement(NamedTuple):
@@ -238,6 +284,39 @@ class Results:
         reach = 1.96 * statistics.stdev(apart)
         return Agreement(method, points, bias, bias - reach, bias + reach)
 
+    @property
+    def strata(self) -> list[Part]:
+        """How the final method fares in each half, or group, of each stratum; by patient.
+
+        A stratum is left out where fewer than four patients have a value, or all the same one.
+        """
+        columns = [
+            column
+            for column in (HEADLINE[0], *ARTERIES)
+            if (self.final or "", column) in self.values
+        ]
+        figures = {column: self.values[self.final or "", column] for column in columns}
+        scored = {patient for found in figures.values() for patient in found}
+        phase = (self.recipe.get("ingest") or {}).get("phase")
+        pairs = [
+            pair
+            for pair in self.pairs
+            if pair["patient"] in scored and pair["split"] == "test"
+            if phase in (None, pair["phase"])
+        ]
+        parts = []
+        for stratum in STRATA:
+            for group, patients in _groups(stratum, pairs).items():
+                means = {
+                    column: (statistics.fmean(some), len(some))
+                    for column, found in figures.items()
+                    if (some := [found[patient] for patient in patients if patient in found])
+                }
+                values = [value for value in patients.values() if isinstance(value, float)]
+                low, high = (min(values), max(values)) if values else (None, None)
+                parts.append(Part(stratum, group, low, high, means))
+        return parts
+
     def difference(self, method: str, versus: str, column: Column) -> Row | None:
         """The paired difference {n, mean, low, high, verdict} of a method to another."""
         for line in self.differences:
@@ -255,6 +334,45 @@ class Results:
                 if source in (None, pair["source"]) and split in (None, pair["split"])
             }
         )
+
+
+def _groups(stratum: Stratum, pairs: list[Row]) -> dict[str, dict[str, float | str]]:
+    """Patients with their value, by group; empty where there is nothing to tell apart.
+
+    Several scans of a patient count as their mean, or, of text, as all that is said of them.
+    """
+    scans: dict[str, list[Any]] = defaultdict(list)
+    for pair in pairs:
+        if (value := pair.get(stratum.name)) not in (None, ""):
+            scans[pair["patient"]].append(value)
+    if len(scans) < ENOUGH:
+        return {}
+    return _by_text(scans) if stratum.digits is None else _halves(scans)
+
+
+def _by_text(scans: dict[str, list[Any]]) -> dict[str, dict[str, float | str]]:
+    texts = {p: " + ".join(sorted(set(map(str, found)))) for p, found in scans.items()}
+    groups: dict[str, dict[str, float | str]] = {
+        text: {} for text, _ in Counter(texts.values()).most_common(KERNELS)
+    }
+    if len(groups) < 2:
+        return {}
+    for patient, text in texts.items():
+        groups.setdefault(text if text in groups else "others", {})[patient] = text
+    return groups
+
+
+def _halves(scans: dict[str, list[Any]]) -> dict[str, dict[str, float | str]]:
+    """Up to the median and above it; equal values stay together, and no half is empty."""
+    values = {patient: statistics.fmean(found) for patient, found in scans.items()}
+    middle, largest = statistics.median(values.values()), max(values.values())
+    if min(values.values()) == largest:
+        return {}
+    groups: dict[str, dict[str, float | str]] = {"lower": {}, "upper": {}}
+    for patient, value in values.items():
+        lower = value < middle or value == middle < largest
+        groups["lower" if lower else "upper"][patient] = value
+    return groups
 
 
 def read_results(run: Folder, step: str = "evaluate") -> Results:
