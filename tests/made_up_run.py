@@ -25,6 +25,7 @@ UNSEEN = [  # what PSNR does not see: mean of the first method, half of its inte
     ("roi/1", "cnr", "vessel", 3.0, 0.5),
     ("roi/1", "true_cnr", "vessel", 6.0, 0.5),
 ]
+ENDS = ("mean", "low", "high")
 EVIL = "</script><script>alert('x')</script>&\"<img src=x>"
 
 
@@ -56,24 +57,24 @@ def take_labels(folder, patients):
     the vessels that were found is 50 HU higher.
     """
     evaluate = folder / "evaluate"
+    taken, all_of_them = {"region": "computed_vessel"}, len(patients) == len(PATIENTS)
+
+    def found(entry):
+        higher = () if all_of_them or entry.get("metric") != "mae" else ("value", *ENDS)
+        return entry | taken | {key: entry[key] + 50 for key in higher if key in entry}
+
     rows = pq.read_table(io.BytesIO(evaluate.read("rows.parquet"))).to_pylist()
-    taken = {"region": "computed_vessel"}
     rows = [
-        row | taken if row["region"] == "vessel" and row["patient"] in patients else row
+        found(row) if row["region"] == "vessel" and row["patient"] in patients else row
         for row in rows
     ]
     evaluate.write("rows.parquet", parquet(rows))
-    for name in ("summary.json", "differences.json"):
-        found = evaluate.read_json(name)
-        drawn = [entry for entry in found if entry["region"] == "vessel"]
-        if len(patients) < len(PATIENTS):
-            found += [
-                entry | taken | {key: entry[key] + 50 for key in ("mean", "low", "high")}
-                for entry in drawn
-            ]
-        else:
-            found = [entry | taken if entry in drawn else entry for entry in found]
-        evaluate.write_json(name, found)
+    for name in ("summary.json", "differences.json", "levels.json"):
+        entries = evaluate.read_json(name)
+        drawn = [entry for entry in entries if entry["region"] == "vessel"]
+        if all_of_them:
+            entries = [entry for entry in entries if entry not in drawn]
+        evaluate.write_json(name, entries + [found(entry) for entry in drawn])
 
 
 def difference(versus, protocol, metric, region, mean, half, verdict):

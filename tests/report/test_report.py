@@ -317,12 +317,14 @@ def test_vessels_found_on_the_scan_take_the_place_of_drawn_ones_and_say_so(run):
     assert f"bias −20.0 HU, limits −41.0 to +1.0 HU, n=8 · {FOUND} · roi/1" in words
     assert "arteries · roi/1" not in words
     assert len(csv_of(page, "patients-mae-computed_vessel.csv")) == 8 * len(METHODS)
+    assert f"Slope β {FOUND} target 1 Slope β aorta target 1" in words
+    assert f"Overlap with the true vessels (Dice) {FOUND} target 1" in words
     card = run.read("report/MODEL_CARD.md").decode().replace("\\", "")
     assert f"Artery error, HU ({FOUND}, roi/1) 117.3 [109.3, 125.3], n=8" in card
     assert f"Artery error, HU ({FOUND}, roi/1) 124.3, patient patient-0" in card
     text = table_text(run)
     assert re.search(r"Artery error HU\n.*roi/1 computed\n", text)
-    assert f"computed: {FOUND}" in text
+    assert f"117.3* [109.3, 125.3]\ncomputed: {FOUND}, n=8\n" in text
 
 
 def test_vessels_drawn_and_found_are_never_pooled(run):
@@ -332,8 +334,11 @@ def test_vessels_drawn_and_found_are_never_pooled(run):
     assert "117.3 ● [109.3, 125.3]" in words and "167.3 ● [159.3, 175.3]" in words
     assert f"worse in artery error and artery error ({FOUND});" in words
     drawn = "DyeFreeNet (refine) patient-3 118.3 patient-4 116.3 patient-5 114.3"
-    found = "DyeFreeNet (refine) patient-0 124.3 patient-1 122.3 patient-2 120.3"
+    found = "DyeFreeNet (refine) patient-0 174.3 patient-1 172.3 patient-2 170.3"
     assert words.index(drawn) < words.index(found)
+    assert f"Slope β arteries target 1 Slope β {FOUND} target 1 Slope β aorta" in words
+    assert "(Dice) arteries target 1" in words and f"(Dice) {FOUND} target 1" in words
+    assert "lower: 0.00 to 0.30 mm 32.91 n=4 118.3 n=1 172.3 n=3" in words  # patient 3 was drawn
     assert "n=5 · arteries · roi/1" in words and f"n=3 · {FOUND} · roi/1" in words
     for name, patients in (("vessel", PATIENTS[3:]), ("computed_vessel", PATIENTS[:3])):
         rows = csv_of(page, f"patients-mae-{name}.csv")
@@ -342,7 +347,7 @@ def test_vessels_drawn_and_found_are_never_pooled(run):
         PATIENTS[:3]
     )
     card = run.read("report/MODEL_CARD.md").decode().replace("\\", "")
-    assert "124.3, patient patient-0" in card and "118.3, patient patient-3" in card
+    assert "174.3, patient patient-0" in card and "118.3, patient patient-3" in card
     text = table_text(run)
     assert "117.3*" in text and "167.3*" in text
     assert max(map(len, text.split("\n\nDyeFreeNet (refine) against")[0].splitlines())) <= 88

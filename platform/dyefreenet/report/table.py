@@ -28,8 +28,11 @@ def table_text(run: Folder) -> str:
     blocks = [first[start : start + 3] for start in range(0, len(first), 3)]
     for block in [*blocks, *(rest[start : start + 2] for start in range(0, len(rest), 2))]:
         lines += ["", *_block(results, block)]
-    if ARTERIES[1] in first:
-        lines += ["", f"computed: {ARTERIES[1].where}"]
+        if ARTERIES[1] in block:
+            counts = [
+                found["n"] for m in results.methods if (found := results.mean(m, ARTERIES[1]))
+            ]
+            lines.append(f"computed: {ARTERIES[1].where}, n={max(counts)}")
     compared = deltas(results)
     if compared and results.final is not None:
         lines += ["", f"{METHODS[results.final]} minus".ljust(46) + "ours".ljust(26) + "paper"]
