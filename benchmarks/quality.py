@@ -5,8 +5,9 @@
 
 Every seed is a run of ``demo`` (all rows of its table) and one of ``best``, on the same shards. The
 U-Net has twice the epochs of ``demo``, about what Pix2Pix costs. Seconds are told; two stages go
-side by side where they can, so they are no measure to compare by: docs/results.md has CPU seconds. A patient's figure is the mean over seeds, and intervals are of
-patients (95 %, bootstrap), so they hold for this phantom and these trainings alone.
+side by side where they can, so they are no measure to compare by: docs/results.md has CPU seconds.
+A patient's figure is the mean over seeds, and intervals are of patients (95 %, bootstrap), so they
+hold for this phantom and these trainings alone.
 """
 
 from __future__ import annotations
