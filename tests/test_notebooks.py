@@ -75,3 +75,10 @@ def test_results_compares_patients_and_protocols(run):
     (unet,) = (line.split() for line in ranks.splitlines() if line.startswith("unet"))
     assert unet == ["unet", "5", "5"]
     assert "drawn: [3, 1]" in printed
+
+
+@pytest.mark.parametrize("name", ["quickstart", "results"])
+def test_notebooks_keep_no_output(name):
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code and all(not cell["outputs"] and cell["execution_count"] is None for cell in code)

@@ -150,8 +150,10 @@ def test_keys_move_slice_patient_and_window(opened):
 def test_keys_elsewhere_leave_the_viewer_alone(opened):
     page = opened()
     page.locator("h1").click()
+    before = page.evaluate("[slice.value, patient.selectedIndex]")
     for key in ("ArrowRight", "3", "]"):
         page.keyboard.press(key)
+        assert page.evaluate("[slice.value, patient.selectedIndex]") == before  # set at once
     assert shown(page) == (PATIENTS[0], "5", "Soft tissue")
 
 

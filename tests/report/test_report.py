@@ -669,3 +669,11 @@ def test_a_table_has_at_most_seven_columns_and_whole_protocols():
     ]
     assert tables[0][-1] == ("roi/1", "mae", "vessel")
     assert sorted(column for table in tables for column in table) == sorted(columns)
+
+
+def test_a_method_without_a_finite_value_is_drawn_beside_the_others():
+    exact = Dots("same", "m-remap", [float("inf")] * 13, float("inf"), None, None)
+    other = Dots("U-Net", "m-unet", [float(v) for v in range(13)], 6.0, 4.0, 8.0)
+    undecided = Dots("both", "m-unet", [float("inf"), float("-inf")], float("nan"), None, None)
+    drawn = dot_chart("t", [exact, other, undecided], 1)
+    assert drawn.count('class="box"') == 1 and "∞" in drawn and "nan" not in drawn.lower()

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dyefreenet.report.words import number
+
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 30  # margins around the plot
 ROW = 26  # height of a line of a dot chart
@@ -110,7 +112,7 @@ def dot_chart(title: str, rows: Sequence[Dots], digits: int) -> str:
         parts.append(text(left - 10, y + 4, row.label, "end"))
         parts.append(f'<g class="{escape(row.style)}">')
         single = row.values
-        if len(row.values) > MANY:
+        if len(row.values) > MANY and any(map(math.isfinite, row.values)):
             found = box(row.values)
             single = found.beyond
             ends = f'y1="{y + 4:.1f}" y2="{y + 4:.1f}"'
@@ -129,8 +131,10 @@ def dot_chart(title: str, rows: Sequence[Dots], digits: int) -> str:
                 f'<line class="bar" x1="{x_of(row.low):.1f}" x2="{x_of(row.high):.1f}" '
                 f'y1="{y - 6:.1f}" y2="{y - 6:.1f}"/>'
             )
-        parts.append(f'<circle cx="{x_of(row.mean):.1f}" cy="{y - 6:.1f}" r="4.5"/></g>')
-        value = "∞" if math.isinf(row.mean) else f"{row.mean:.{digits}f}"
+        if not math.isnan(row.mean):  # infinities of both signs have no mean
+            parts.append(f'<circle cx="{x_of(row.mean):.1f}" cy="{y - 6:.1f}" r="4.5"/>')
+        parts.append("</g>")
+        value = number(row.mean, digits)
         parts.append(text(width - 4, y + 4, value, "end", "strong"))
     return svg(title, width, height, parts)
 

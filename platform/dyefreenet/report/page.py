@@ -27,6 +27,7 @@ from dyefreenet.report.results import (
 )
 from dyefreenet.store import Folder
 
+EXCLUSIONS = 200  # series left out that the page names: an archive may have ten thousands
 WIDEST = 7  # columns of figures that fit a page of A4
 
 
@@ -79,6 +80,7 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         card=sections,
         worst=worst,
         strata=figures.by_stratum(results),
+        exclusions=EXCLUSIONS,
         judged=[c for c in (HEADLINE[0], *ARTERIES) if (results.final, c) in results.values],
         pictured=_pictured(worst),
         viewer=_viewer(panels),
@@ -111,7 +113,7 @@ def _files(
         ],
         "worst-cases": figures.worst_rows(results),
         "strata": figures.strata_rows(results),
-        "exclusions": results.excluded,
+        "exclusions": results.excluded[:EXCLUSIONS],
     }
     files = {f"{name}.csv": figures.csv_text(rows) for name, rows in tables.items() if rows}
     return files | {"MODEL_CARD.md": card}

@@ -11,6 +11,8 @@ FEW = 20  # patients; with fewer, a bootstrap interval comes out too narrow
 
 
 def number(value: float, digits: int, sign: bool = False) -> str:
+    if math.isnan(value):  # infinities of both signs have no mean
+        return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
