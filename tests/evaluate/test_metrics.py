@@ -75,6 +75,29 @@ def test_ssim_of_flat_slices_keeps_its_digits():
     assert ssim(real, fake, 600)[0] == pytest.approx(luminance, abs=1e-9)
 
 
+def pairs_that_lose_digits():
+    """Slices [64, 70] on which a variance is a small difference of large numbers, and noise."""
+    generator = np.random.default_rng(3)
+    black = np.zeros((64, 70))
+    noise, more = generator.uniform(0, 600, (2, *black.shape))
+    step = np.where(np.arange(70) > 31, 600.0, black)
+    return {
+        "black": (black, black),
+        "black and noise": (black, noise),
+        "noise": (noise, more),
+        "step": (step, step * (590 / 600)),
+        "bright and nearly flat": (590 + generator.normal(0, 0.1, black.shape), black + 600),
+    }
+
+
+@pytest.mark.parametrize("name", pairs_that_lose_digits())
+def test_each_pixel_is_that_of_scikit_image_where_digits_are_lost(name):
+    """In float32 the step is off by 1e-4."""
+    real, fake = pairs_that_lose_digits()[name]
+    expected = reference_ssim(real, fake, full=True)[1][5:-5, 5:-5]
+    assert ssim_map(real, fake, 600) == pytest.approx(expected, abs=1e-9)
+
+
 def test_ssim_under_a_mask_is_the_mean_of_its_map():
     real, fake = scans()
     mask = np.zeros(real.shape, bool)
