@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""SSIM against other libraries, and what every protocol costs: all on one core.
+"""PSNR and SSIM against other libraries, and what every protocol costs: one table, one core.
 
     OMP_NUM_THREADS=1 PYTHONPATH=platform python benchmarks/metrics.py
-    OMP_NUM_THREADS=1 PYTHONPATH=platform python benchmarks/metrics.py --protocols
+    OMP_NUM_THREADS=1 PYTHONPATH=platform python benchmarks/metrics.py --compiled --no-protocols
 
-The first: slices per second of ours, of scikit-image and, where it is installed, of torchmetrics,
-and the largest difference. They take turns on the same slices, so that a busy machine slows all;
-the figure to hold on to is the ratio. The second: CPU seconds of each protocol on a made-up pair of
-512x512x300 voxels, and how far memory rises above the arrays that are given, in a process of its
-own for each and for all together.
+Against others: CPU milliseconds a slice of ours, of scikit-image and, where it is installed, of
+torchmetrics, and the largest difference. They take turns on the same slices, so that a busy machine
+slows all; the figure to hold on to is the ratio. ``--compiled`` adds the SSIM that is not in the
+package, a fused kernel that torch.compile makes where there is a C++ compiler.
+
+The protocols: CPU seconds of each on a made-up pair of 512x512x300 voxels, and how far memory rises
+above the arrays that are given, in a process of its own for each and for all together.
 """
 
 from __future__ import annotations
@@ -18,22 +20,26 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dyefreenet.evaluate.metrics import RADIUS, ssim
+from dyefreenet.evaluate.metrics import RADIUS, psnr, ssim
 from dyefreenet.evaluate.protocols import PROTOCOLS, Case
 
 SPAN = 600.0  # HU
 
+Scan = NDArray[np.float64]  # [Z, H, W] from 0 to SPAN, or a figure of each slice, [Z]
+Measure = Callable[[Scan, Scan], Any]
 
-def scans(slices: int, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+
+def scans(slices: int, size: int) -> tuple[Scan, Scan]:
     """Smooth tissue with noise in air, and a second take, 0 to SPAN, [Z, size, size]."""
     generator = np.random.default_rng(0)
     tissue = ndimage.gaussian_filter(generator.normal(size=(slices, size, size)), (0, 12, 12))
@@ -43,7 +49,23 @@ def scans(slices: int, size: int) -> tuple[NDArray[np.float64], NDArray[np.float
     return first.clip(0.0, SPAN), second.clip(0.0, SPAN)
 
 
-def reference(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+def hard_scans(size: int) -> tuple[Scan, Scan]:
+    """Where digits are lost: flat, black, black against noise, a step, noise; [5, size, size]."""
+    generator = np.random.default_rng(1)
+    first, second = np.zeros((2, 5, size, size))
+    first[0], second[0] = 500.0, 530.0
+    second[2] = generator.uniform(0.0, SPAN, (size, size))
+    first[3, :, size // 2 :] = SPAN
+    second[3] = first[3] * (590.0 / SPAN)
+    first[4], second[4] = generator.uniform(0.0, SPAN, (2, size, size))
+    return first, second
+
+
+def psnr_skimage(first: Scan, second: Scan) -> Scan:
+    return np.array([peak_signal_noise_ratio(first, second, data_range=SPAN)])
+
+
+def ssim_skimage(first: Scan, second: Scan) -> Scan:
     return np.array(
         [
             structural_similarity(
@@ -54,9 +76,14 @@ def reference(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArra
     )
 
 
-def torchmetrics_ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:
+def psnr_torchmetrics(first: Scan, second: Scan) -> Any:
+    from torchmetrics.functional.image import peak_signal_noise_ratio as measure
+
+    return measure(torch.from_numpy(second), torch.from_numpy(first), data_range=SPAN).numpy()
+
+
+def ssim_torchmetrics(first: Scan, second: Scan) -> Any:
     """The same measure in float64, [Z]; the rim of mirrored pixels, which it counts, is cut off."""
-    import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     x, y = (torch.from_numpy(volume)[:, None] for volume in (first, second))
@@ -66,32 +93,82 @@ def torchmetrics_ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -
     return maps[:, 0, RADIUS:-RADIUS, RADIUS:-RADIUS].mean(dim=(1, 2)).numpy()
 
 
-def compare(slices: int, size: int, rounds: int) -> None:
-    """Print slices per second of each library, and how far it lies from ours."""
-    rivals = {"scikit-image": reference}
+class CompiledSsim:
+    """SSIM in float64 as a fused kernel over strips of rows, which stay in the core's cache."""
+
+    def __init__(self, strip: int = 64) -> None:
+        taps = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / 1.5) ** 2)
+        self.weights: list[float] = (taps / taps.sum()).tolist()
+        self.strip = strip
+        self.kernel = torch.compile(self._strip, dynamic=False)
+
+    def __call__(self, first: Scan, second: Scan) -> Scan:
+        """Mean of each slice, [Z]; slices have at least ``strip`` + 10 rows."""
+        height, width = first.shape[1] - 2 * RADIUS, first.shape[2] - 2 * RADIUS
+        means = np.empty(len(first))
+        similarity = torch.empty(height, width, dtype=torch.float64)
+        with torch.inference_mode():
+            for z, (x, y) in enumerate(zip(first, second, strict=True)):
+                for top in range(0, height, self.strip):
+                    row = min(top, height - self.strip)  # the last strip overlaps: one shape
+                    tall = slice(row, row + self.strip + 2 * RADIUS)
+                    pair = (torch.from_numpy(image[tall]) / SPAN for image in (x, y))
+                    similarity[row : row + self.strip] = self.kernel(*pair)
+                means[z] = similarity.mean()
+        return means
+
+    def _strip(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        images = (x, y, x * x + y * y, x * y)
+        mean_x, mean_y, squares, product = (self._blur(self._blur(i, 0), 1) for i in images)
+        means, square_means = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+        above = (2 * means + 0.01**2) * (2 * (product - means) + 0.03**2)
+        return above / ((square_means + 0.01**2) * (squares - square_means + 0.03**2))
+
+    def _blur(self, image: torch.Tensor, axis: int) -> torch.Tensor:
+        """The Gaussian along an axis; equal weights on both sides share a product."""
+        size = image.shape[axis] - 2 * RADIUS
+        out = self.weights[RADIUS] * image.narrow(axis, RADIUS, size)
+        for k in range(RADIUS):
+            both = image.narrow(axis, k, size) + image.narrow(axis, 2 * RADIUS - k, size)
+            out = out + self.weights[k] * both
+        return out
+
+
+def compare(slices: int, size: int, rounds: int, compiled: bool) -> None:
+    """Print what a slice costs in each library, and how far it lies from scikit-image.
+
+    The differences are those of the slices that are timed and of those where digits are lost.
+    """
+    libraries: dict[str, dict[str, Measure]] = {
+        "PSNR": {"ours": lambda x, y: np.array([psnr(x, y, SPAN)]), "scikit-image": psnr_skimage},
+        "SSIM": {"ours": lambda x, y: ssim(x, y, SPAN), "scikit-image": ssim_skimage},
+    }
     if find_spec("torchmetrics"):
-        rivals["torchmetrics"] = torchmetrics_ssim
-    first, second = scans(slices, size)
-    seconds: dict[str, list[float]] = {name: [] for name in ("ours", *rivals)}
-    apart = dict.fromkeys(rivals, 0.0)
-    for _ in range(rounds):
-        began = time.process_time()
-        ours = ssim(first, second, SPAN)
-        seconds["ours"].append(time.process_time() - began)
-        for name, measure in rivals.items():
-            began = time.process_time()
-            theirs = measure(first, second)
-            seconds[name].append(time.process_time() - began)
-            apart[name] = max(apart[name], float(np.abs(ours - theirs).max()))
-    print(f"{size}x{size} pixels, {rounds} rounds of {slices} slices")
-    print(f"ours {slices / statistics.median(seconds['ours']):.0f} slices/s")
-    for name in rivals:
-        ratios = [b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)]
-        print(
-            f"{name} {slices / statistics.median(seconds[name]):.0f} slices/s, ratio "
-            f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}), "
-            f"largest difference {apart[name]:.1e}"
-        )
+        libraries["PSNR"]["torchmetrics"] = psnr_torchmetrics
+        libraries["SSIM"]["torchmetrics"] = ssim_torchmetrics
+    if compiled:
+        libraries["SSIM"]["fused"] = CompiledSsim()
+    timed, hard = scans(slices, size), hard_scans(size)
+    print(f"{size}x{size} pixels, float64, {rounds} rounds of {slices} slices, CPU time\n")
+    print("| figure | by | ms a slice | ours is faster by | largest difference |")
+    print("|---|---|---|---|---|")
+    for figure, measures in libraries.items():
+        apart = dict.fromkeys(measures, 0.0)
+        for pair in (timed, hard):
+            expected = measures["scikit-image"](*pair)
+            for name, measure in measures.items():
+                apart[name] = max(apart[name], float(np.abs(measure(*pair) - expected).max()))
+        seconds: dict[str, list[float]] = {name: [] for name in measures}
+        for _ in range(rounds):
+            for name, measure in measures.items():
+                began = time.process_time()
+                measure(*timed)
+                seconds[name].append(time.process_time() - began)
+        for name in measures:
+            slice_ms = 1e3 * statistics.median(seconds[name]) / slices
+            ratios = [b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)]
+            spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            print(f"| {figure} | {name} | {slice_ms:.2f} | {spread} | {apart[name]:.0e} |")
 
 
 def made_up_case(slices: int, size: int) -> Case:
@@ -130,7 +207,10 @@ def cost(names: Sequence[str], slices: int, size: int, answer: Any) -> None:
 
 def protocols(slices: int, size: int) -> None:
     """Print what each protocol costs, and all together."""
-    print(f"{size}x{size}x{slices} voxels; a pair is {2 * 2 * slices * size**2 / 1e9:.3f} GB")
+    pair_gb = 2 * 2 * slices * size**2 / 1e9
+    print(f"\n{size}x{size}x{slices} voxels, CPU time; a pair is {pair_gb:.3f} GB of int16\n")
+    print("| protocol | s | GB above the arrays | of a pair |")
+    print("|---|---|---|---|")
     context = multiprocessing.get_context("spawn")  # the peak of a process is its own
     for names in [*((name,) for name in PROTOCOLS), tuple(PROTOCOLS)]:
         here, there = context.Pipe()
@@ -139,20 +219,22 @@ def protocols(slices: int, size: int) -> None:
         seconds, gigabytes = here.recv()
         worker.join()
         title = names[0] if len(names) == 1 else "all"
-        print(f"{title:<22}{seconds:>7.1f} s{gigabytes:>8.2f} GB above the arrays")
+        print(f"| `{title}` | {seconds:.1f} | {gigabytes:.2f} | {gigabytes / pair_gb:.1f} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="SSIM against others; cost of the protocols.")
-    parser.add_argument("--protocols", action="store_true", help="cost of each protocol")
-    parser.add_argument("--slices", type=int, help="(default: 4; of the protocols 300)")
+    parser = argparse.ArgumentParser(description="PSNR and SSIM against others; the protocols.")
+    parser.add_argument("--compiled", action="store_true", help="SSIM by torch.compile, too")
+    parser.add_argument("--no-protocols", action="store_true", help="leave their cost out")
+    parser.add_argument("--slices", type=int, default=4, help="of a round")
+    parser.add_argument("--depth", type=int, default=300, help="slices of the protocols' pair")
     parser.add_argument("--size", type=int, default=512, help="pixels")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    if options.protocols:
-        protocols(options.slices or 300, options.size)
-    else:
-        compare(options.slices or 4, options.size, options.rounds)
+    torch.set_num_threads(1)
+    compare(options.slices, options.size, options.rounds, options.compiled)
+    if not options.no_protocols:
+        protocols(options.depth, options.size)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def pairs_that_lose_digits():
 
 @pytest.mark.parametrize("name", pairs_that_lose_digits())
 def test_each_pixel_is_that_of_scikit_image_where_digits_are_lost(name):
-    """In float32 the step is off by 1e-4."""
+    """In float32 the step is off by 3e-4, the bright slice by 6e-4."""
     real, fake = pairs_that_lose_digits()[name]
     expected = reference_ssim(real, fake, full=True)[1][5:-5, 5:-5]
     assert ssim_map(real, fake, 600) == pytest.approx(expected, abs=1e-9)
