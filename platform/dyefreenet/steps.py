@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dyefreenet import runtime
 from dyefreenet.config import PhantomConfig, Recipe
@@ -65,7 +66,8 @@ def prepare(
             "--store"
         )
     share = runtime.share_of(resources)
-    ticker = launch.Ticker.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ticker = launch.Ticker.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     return Context(recipe, run, resources, progress, share, ticker)
 
 

@@ -172,7 +172,7 @@ def train(
 
 
 def _fit(make: Callable[[], TorchTrainer], step: Folder) -> ray.train.Result:
-    """Train to the end, though the store be away for some minutes.
+    """Train to the end, though the store be away for some minutes, or a node for good.
 
     Ray's controller gives up a training when object storage does not answer at once, and a worker
     does after a while. Its checkpoints are still there, so the same training goes on when the store
@@ -181,7 +181,9 @@ def _fit(make: Callable[[], TorchTrainer], step: Folder) -> ray.train.Result:
     for _ in range(FITS - 1):
         try:
             return make().fit()
-        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, OSError) as error:
+        except ray.exceptions.RayActorError:  # the controller's node is gone
+            pass
+        except (ray.train.TrainingFailedError, OSError) as error:
             if "://" not in step.uri or not _may_be_storage(error):
                 raise
         _wait_for(step)
@@ -191,11 +193,13 @@ def _fit(make: Callable[[], TorchTrainer], step: Folder) -> ray.train.Result:
 def _may_be_storage(error: Exception) -> bool:
     """Whether a training may have ended for want of storage.
 
-    Ray's controller fails at its own access to it; of workers, only those that say so.
+    Ray's controller fails at its own access to it; of workers, those that say so: at our access, or
+    at Ray's, which raises OSError.
     """
     if isinstance(error, ray.train.WorkerGroupError):
         failures = error.worker_failures.values()
-        return any(StorageError.__name__ in str(failure) for failure in failures)
+        signs = StorageError.__name__, OSError.__name__
+        return any(sign in str(failure) for failure in failures for sign in signs)
     return True
 
 
