@@ -112,7 +112,7 @@ def test_rows_of_every_method_under_every_protocol(run):
 
 def test_the_run_under_every_convention_stands_beside_its_own_evaluation(run, cluster):
     before = (run / "evaluate").read("manifest.json")
-    output = submit(cluster, "jobs/evaluate.py", "--all-protocols")
+    output = submit(cluster, "--", "jobs/evaluate.py", "--all-protocols")
     store = os.environ["DYEFREENET_STORE"]
     words = ["--recipe", TINY, "--store", store, "--all-protocols", "--json"]
     done = local("jobs/evaluate.py", *words)  # made already: no cluster is needed
