@@ -9,7 +9,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -30,7 +29,7 @@ class PhantomConfig(Frozen):
     """A made-up archive: paired multi-phase CT and NLST-like chest series, as real DICOM."""
 
     patients: PositiveInt = 24  # paired patients
-    chests: NonNegativeInt = 6  # low-dose chest series without a partner, for SSL
+    chests: PositiveInt = 6  # low-dose chest series without a partner, for SSL
     phases: tuple[Phase, ...] = ("plain", "arterial")
     matrix: tuple[PositiveInt, ...] = (256,)  # drawn per patient, pixels
     slices: PositiveInt = 32  # per series; the part of the body that they cover is drawn

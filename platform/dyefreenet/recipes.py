@@ -82,7 +82,7 @@ def demo() -> Recipe:
 
 
 def best() -> Recipe:
-    """``demo`` with what its validation split liked better, at no more cost.
+    """``demo`` with what its validation split liked better, at no more cost than its cascade.
 
     Neither the discriminator, nor the perceptual term, nor SSL paid for its time there
     (docs/results.md): without them there are more steps, of slices turned, scaled and shifted a

@@ -59,6 +59,14 @@ def drive(address, store, *words):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def calm_and_new(address, calm, new):
+    """Two stores with the same shards; in the first two workers have trained, undisturbed."""
+    for store in (calm, new):
+        drive(address, store, "ingest")
+    drive(address, calm, "train", "--stage", STAGE, "--workers", "2")
+    return calm, new
+
+
 def begun(address, store, *words):
     """A driver that trains with two workers, after its second epoch."""
     driver = subprocess.Popen(
@@ -88,10 +96,7 @@ def require_same(one, other):
 
 def test_a_lost_node_is_waited_for(nodes, tmp_path):
     cluster, pair = nodes
-    calm, lost = str(tmp_path / "calm"), str(tmp_path / "lost")
-    for store in (calm, lost):
-        drive(cluster.address, store, "ingest")
-    drive(cluster.address, calm, "train", "--stage", STAGE, "--workers", "2")
+    calm, lost = calm_and_new(cluster.address, str(tmp_path / "calm"), str(tmp_path / "lost"))
     driver = begun(cluster.address, lost)
     cluster.remove_node(pair[0])
     time.sleep(10)
@@ -102,10 +107,7 @@ def test_a_lost_node_is_waited_for(nodes, tmp_path):
 
 def test_without_a_lost_node_training_goes_on_with_fewer_workers(nodes, tmp_path):
     cluster, pair = nodes
-    calm, lost = str(tmp_path / "calm"), str(tmp_path / "lost")
-    for store in (calm, lost):
-        drive(cluster.address, store, "ingest")
-    drive(cluster.address, calm, "train", "--stage", STAGE, "--workers", "2")
+    calm, lost = calm_and_new(cluster.address, str(tmp_path / "calm"), str(tmp_path / "lost"))
     driver = begun(cluster.address, lost, "--min-workers", "1")
     cluster.remove_node(pair[0])
     end(driver)
@@ -121,15 +123,12 @@ def test_a_store_that_is_away_for_a_minute_is_waited_for(own_store):
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})  # knows the store
     try:
-        for place in ("s3://scans/calm", "s3://scans/away"):
-            drive(cluster.address, place, "ingest")
-        words = ("train", "--stage", STAGE, "--workers", "2")
-        drive(cluster.address, "s3://scans/calm", *words)
-        driver = begun(cluster.address, "s3://scans/away")
+        calm, away = calm_and_new(cluster.address, "s3://scans/calm", "s3://scans/away")
+        driver = begun(cluster.address, away)
         own_store.stop(kill=True)
         time.sleep(60)
         own_store.start()
         end(driver)
-        require_same("s3://scans/calm", "s3://scans/away")
+        require_same(calm, away)
     finally:
         cluster.shutdown()

@@ -70,8 +70,8 @@ def differences(
     Returns:
         {method, versus, protocol, metric, region, target, n, mean, low, high, p, p_holm, verdict}.
         target is None where the values themselves are compared. n counts the patients that both
-        have. p is of the paired Wilcoxon test, p_holm the same corrected
-        (Holm) over the methods held against one comparator. The verdict is "better" or "worse"
+        have. p is of the paired Wilcoxon test, p_holm the same corrected (Holm) over the methods
+        held against one comparator. The verdict is "better" or "worse"
         where the whole interval lies on one side of 0 and p_holm is below 0.05, else "no difference
         shown"; and "too few patients" where there are fewer than 6, whose p cannot be.
     """
@@ -198,12 +198,11 @@ def by_patient(rows: Iterable[Row]) -> dict[str, float]:
         if math.isnan(value):
             raise ValueError(f"patient {patient}: expected a number for {key}, found NaN")
         if "pair" in row:
-            scan = (patient, row["pair"])
-            if scan in seen:
+            if _scan(row) in seen:
                 raise ValueError(
                     f"patient {patient}, pair {row['pair']}: expected one row for {key}, found two"
                 )
-            seen.add(scan)
+            seen.add(_scan(row))
         values.setdefault(patient, []).append(value)
     return {patient: sum(scans) / len(scans) for patient, scans in values.items()}
 

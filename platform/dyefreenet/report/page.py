@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dyefreenet.report import figures, unseen, words
-from dyefreenet.report.card import markdown, model_card
+from dyefreenet.report.card import Section, markdown, model_card
 from dyefreenet.report.panels import SHOWN, code_table, picture_of, read_panels
 from dyefreenet.report.results import (
     ARTERIES,
@@ -39,14 +39,21 @@ def write_report(run: Folder) -> str:
     """
     results = read_results(run)
     panels, left_out = read_panels(run)
-    page = render(results, panels, left_out)
-    card = markdown(results, model_card(results))
+    sections = model_card(results)
+    card = markdown(results, sections)
+    page = render(results, panels, left_out, sections, card)
     (run / "report").write("MODEL_CARD.md", card.encode())
     (run / "report").write("index.html", page.encode())  # last: it is what tells a report is there
     return f"{run}/report/index.html"
 
 
-def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str:
+def render(
+    results: Results,
+    panels: list[dict[str, Any]],
+    left_out: int,
+    sections: list[Section],
+    card: str,
+) -> str:
     """The page as text. Everything that comes from the run is escaped by the template."""
     script = _asset("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -55,7 +62,6 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
     environment.globals.update(label=figures.label, short=_short, spans=_spans)
     evaluate = results.steps.get("evaluate", {})
     worst = _worst(results, panels)
-    sections = model_card(results)
     grids = unseen.grids(results)
     drawn = {
         "by_patient": figures.by_patient(results),
@@ -89,7 +95,7 @@ def render(results: Results, panels: list[dict[str, Any]], left_out: int) -> str
         steps=[(figures.label(name), results.steps.get(name)) for name in STEPS],
         definitions=evaluate.get("definitions", {}),
         grids=grids,
-        files=_files(results, drawn, grids, markdown(results, sections)),
+        files=_files(results, drawn, grids, card),
         recipe=yaml.safe_dump(results.recipe, sort_keys=False, allow_unicode=True),
     )
 

@@ -284,7 +284,7 @@ class Results:
         reach = 1.96 * statistics.stdev(apart)
         return Agreement(method, points, bias, bias - reach, bias + reach)
 
-    @property
+    @cached_property
     def strata(self) -> list[Part]:
         """How the final method fares in each half, or group, of each stratum; by patient.
 

@@ -92,7 +92,7 @@ def generator_terms(
     enhanced: Tensor | float = 0.0
     if config.vessel_weight or config.vessel_l1_weight:
         enhanced = losses.enhanced(plain, real)
-    weights = 1.0 + config.vessel_weight * enhanced
+    weights = 1.0 + config.vessel_weight * enhanced if config.vessel_weight else 1.0
     if config.mse_weight:
         terms["mse"] = config.mse_weight * losses.pixel_mse(fake, real, weights)
     if config.l1_weight:
