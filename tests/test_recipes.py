@@ -77,3 +77,8 @@ def test_a_file_names_its_base_and_what_differs(tmp_path):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'demo'"):
         recipes.load("dmo")
+
+
+def test_a_packed_generator_is_judged_at_the_size_that_it_makes():
+    with pytest.raises(ConfigError, match=r"primary\.judged_at: expected full where"):
+        recipes.load("demo", ["generator.packed=true"])

@@ -90,6 +90,8 @@ class GeneratorConfig(Frozen):
     levels: Annotated[int, Field(ge=2, le=6)] = 5
     norm: Literal["batch", "group", "none"] = "batch"
     residual: bool = False  # predict what the contrast agent adds to the slice
+    dense: bool = True  # an encoder block sees all earlier ones (G1); else the one before it
+    packed: bool = False  # 2x2 pixels are channels: full size at the cost of half
     target_phase: bool = False  # told which phase to make; it then learns all of ingest.keep
 
 
@@ -214,6 +216,11 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        if self.generator.packed and self.primary.judged_at == "half":
+            raise ValueError(
+                "primary.judged_at: expected full where generator.packed is true, since such a "
+                "network makes full size, found half"
+            )
         for name in ("ssl", "primary", "refine", "unet", "pix2pix"):
             stage: StageConfig = getattr(self, name)
             own = getattr(stage, "generator", self.generator)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dyefreenet.config import GeneratorConfig
 from dyefreenet.models.classifier import IntensityHead
@@ -16,6 +17,39 @@ def test_each_encoder_block_takes_all_earlier_blocks():
     generator = HighResolutionGenerator(GeneratorConfig(base=4, levels=4))
     incoming = [block[0].in_channels for block in generator.encoder]
     assert incoming == [3, 4, 4 + 8, 4 + 8 + 16]  # G1
+
+
+def test_without_dense_links_a_block_takes_the_one_before_alone():
+    generator = HighResolutionGenerator(GeneratorConfig(base=4, levels=4, dense=False))
+    assert [block[0].in_channels for block in generator.encoder] == [3, 4, 8, 16]
+    assert generator(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+
+
+def test_halving_again_is_the_maximum_over_the_whole_window():
+    generator = HighResolutionGenerator(GeneratorConfig(base=4, levels=4, norm="none"))
+    taken = []
+    generator.encoder[3].register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+    encoded = generator.features(torch.rand(1, 3, 32, 32))
+    whole = [F.max_pool2d(maps, 2 ** (3 - level)) for level, maps in enumerate(encoded[:3])]
+    assert torch.equal(taken[0], torch.cat(whole, dim=1))
+
+
+@pytest.mark.parametrize("make", [HighResolutionGenerator, lambda config: UNet(config, 3)])
+def test_a_packed_network_makes_full_size_from_every_pixel(make):
+    packed = make(GeneratorConfig(base=4, levels=3, packed=True))
+    halved = make(GeneratorConfig(base=4, levels=3))
+    slices = torch.rand(1, 3, 32, 32)
+    sizes = []
+    for network in (packed, halved):
+        network.encoder[0].register_forward_hook(lambda *given: sizes.append(given[2].shape[-1]))
+    assert packed(slices).shape == slices.shape
+    halved(to_half(slices))
+    assert sizes == [16, 16]  # the same work
+    finer = slices.clone()
+    finer[:, :, ::2, ::2] += 0.1  # which the mean of 2x2 pixels cannot tell from the next line
+    finer[:, :, 1::2, 1::2] -= 0.1
+    assert torch.allclose(to_half(finer), to_half(slices))
+    assert not torch.allclose(packed(finer), packed(slices))
 
 
 def test_first_block_feeds_the_deepest_one_directly():

@@ -234,6 +234,22 @@ def test_every_stage_learns_a_constant_enhancement(batch):
         assert losses[-1] < 0.5 * losses[0], name
 
 
+@pytest.mark.parametrize("name", ["ssl", "primary", "refine"])
+def test_packed_networks_of_the_cascade_work_at_full_size(name, batch):
+    values = RECIPE.model_dump()
+    values["generator"]["packed"] = True
+    values["primary"]["judged_at"] = "full"
+    recipe = Recipe.model_validate(values)
+    fresh = STAGES["ssl"].code.build(recipe.ssl, recipe, {}.__getitem__).networks["generator"]
+    spec, config = STAGES[name], STAGES[name].config(recipe)
+    state = spec.code.build(config, recipe, lambda _: fresh.state_dict())
+    terms = spec.code.step(state, batch, config, recipe.grid)
+    assert all(torch.isfinite(value) for value in terms.values())
+    if name != "ssl":
+        made = spec.code.virtual(state, batch, config, recipe.grid)
+        assert made.shape == batch["plain"].shape
+
+
 def test_versions_scale_the_windowed_value_and_clip():
     plain = torch.tensor([-1.0, -0.5, 0.0, 1.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     scaled, classes = ssl.versions(plain, (0.5, 1.0, 1.5, 2.0))

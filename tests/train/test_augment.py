@@ -17,8 +17,7 @@ def change(**figures):
     row = [figures.get(name, still) for name, still in zip(names, STILL, strict=True)]
     plain = torch.full((1, 3, 40, 40), -0.5)
     plain[:, :, 15:25, 5:15] = 0.5
-    batch = {"plain": plain, "contrast": plain + 0.25, "augment": torch.tensor([row])}
-    return augmented(batch, 800.0)
+    return augmented({"plain": plain, "contrast": plain + 0.25}, torch.tensor([row]), 800.0)
 
 
 def middle(slices):

@@ -15,16 +15,22 @@ from dyefreenet.models.blocks import DoubleConv, PhaseShift
 class HighResolutionGenerator(nn.Module):
     """U-Net-like, each encoder block fed by *all* earlier blocks (section 2.2; paper.md G1-G4, G6).
 
-    Level l works at 1/2^l of the input's size, so H and W must be multiples of 2^(L-1).
+    With ``dense`` off a block is fed by the one before it alone, as in a U-Net. Level l works at
+    1/2^l of the input's size, so H and W must be multiples of 2^(L-1). A ``packed`` network takes
+    2x2 pixels as channels and gives them back: it costs what it would at half size, and sees all.
     """
 
     def __init__(self, config: GeneratorConfig, channels: int = 3) -> None:
         super().__init__()
-        self.residual = config.residual
+        self.residual, self.packed = config.residual, config.packed
+        channels *= 4 if config.packed else 1
         widths = [config.base * 2**level for level in range(config.levels)]
         self.multiple = 2 ** (config.levels - 1)  # of which H and W must be
+        self.reach = config.levels if config.dense else 1  # earlier blocks that feed a block
         self.encoder = nn.ModuleList(
-            DoubleConv(sum(widths[:level]) or channels, width, config.norm)
+            DoubleConv(
+                sum(widths[max(level - self.reach, 0) : level]) or channels, width, config.norm
+            )
             for level, width in enumerate(widths)
         )
         self.decoder = nn.ModuleList(
@@ -32,8 +38,9 @@ class HighResolutionGenerator(nn.Module):
             for level in reversed(range(config.levels - 1))
         )
         self.phase = PhaseShift(widths) if config.target_phase else None
-        self.texture = nn.Conv2d(config.base + channels, 10, 1)  # G3: last map and input
-        self.leave = nn.Conv2d(10, channels, 1)
+        between = 10 if not config.packed else 40
+        self.texture = nn.Conv2d(config.base + channels, between, 1)  # G3: last map and input
+        self.leave = nn.Conv2d(between, channels, 1)
         if self.residual:  # starts as the identity: what is not learnt yet is not enhanced
             nn.init.zeros_(self.leave.weight)
             nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
@@ -42,22 +49,22 @@ class HighResolutionGenerator(nn.Module):
         """What every convolutional block yields, encoder first (the maps of Eq. 5's third term).
 
         Args:
+            triplet: [B, C, H, W] in [-1, 1].
             phase: That is wanted, by its place in ``PHASES``, [B]; None: nothing is told.
         """
         encoded: list[Tensor] = []
+        pooled: list[Tensor] = []  # earlier features at the size of the level
         for level, block in enumerate(self.encoder):
-            if level == 0:
-                incoming = triplet
-            else:
-                earlier = [
-                    F.max_pool2d(feature, 2 ** (level - source))
-                    for source, feature in enumerate(encoded)
-                ]
-                incoming = torch.cat(earlier, dim=1)
+            incoming = _packed(triplet) if self.packed else triplet
+            if level:
+                # Halved once more each level: the maximum of maxima, without reading all anew.
+                earlier = [*pooled, encoded[-1]][-self.reach :]
+                pooled = [F.max_pool2d(feature, 2) for feature in earlier]
+                incoming = torch.cat(pooled, dim=1)
             encoded.append(_told(self.phase, level, block(incoming), phase))
         rising, decoded = encoded[-1], []
         for block, skip in zip(self.decoder, reversed(encoded[:-1]), strict=True):
-            upsampled = F.interpolate(rising, scale_factor=2, mode="bilinear", align_corners=False)
+            upsampled = _doubled(rising)
             rising = block(torch.cat([upsampled, skip], dim=1))
             decoded.append(rising)
         return encoded + decoded
@@ -65,7 +72,12 @@ class HighResolutionGenerator(nn.Module):
     def forward(self, triplet: Tensor, phase: Tensor | None = None) -> Tensor:
         """[B, C, H, W] in [-1, 1] to the same shape; it may overshoot: ``hu`` clips."""
         last = self.features(triplet, phase)[-1]
-        predicted = _exact(self.leave, F.relu(self.texture(torch.cat([last, triplet], dim=1))))
+        seen = _packed(triplet) if self.packed else triplet
+        predicted = _exact(
+            self.leave, F.relu(self.texture(torch.cat([last, seen.to(last.dtype)], dim=1)))
+        )
+        if self.packed:
+            predicted = F.pixel_shuffle(predicted, 2)
         return triplet + predicted if self.residual else predicted
 
 
@@ -74,7 +86,8 @@ class UNet(nn.Module):
 
     def __init__(self, config: GeneratorConfig, channels: int) -> None:
         super().__init__()
-        self.residual = config.residual
+        self.residual, self.packed = config.residual, config.packed
+        channels *= 4 if config.packed else 1
         widths = [config.base * 2**level for level in range(config.levels)]
         self.multiple = 2 ** (config.levels - 1)
         self.encoder = nn.ModuleList(
@@ -94,20 +107,34 @@ class UNet(nn.Module):
     def forward(self, slices: Tensor, phase: Tensor | None = None) -> Tensor:
         """[B, C, H, W] in [-1, 1] to the same shape; ``phase`` by its place in ``PHASES``, [B]."""
         skips: list[Tensor] = []
-        rising = slices
+        rising = _packed(slices) if self.packed else slices
         for level, block in enumerate(self.encoder):
             rising = block(F.max_pool2d(rising, 2) if level else rising)
             rising = _told(self.phase, level, rising, phase)
             skips.append(rising)
         for block, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
-            upsampled = F.interpolate(rising, scale_factor=2, mode="bilinear", align_corners=False)
+            upsampled = _doubled(rising)
             rising = block(torch.cat([upsampled, skip], dim=1))
         predicted = _exact(self.leave, rising)
+        if self.packed:
+            predicted = F.pixel_shuffle(predicted, 2)
         return slices + predicted if self.residual else predicted
 
 
 def _told(shift: PhaseShift | None, level: int, features: Tensor, phase: Tensor | None) -> Tensor:
     return features if shift is None else shift(level, features, phase)
+
+
+def _packed(slices: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, 4C, H/2, W/2], nothing lost; ``pixel_shuffle`` undoes it."""
+    return F.pixel_unshuffle(slices, 2)
+
+
+def _doubled(features: Tensor) -> Tensor:
+    """Bilinear to twice the size, in the precision of the features: autocast would make it fp32,
+    which the next convolution takes back."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def _exact(last: nn.Conv2d, features: Tensor) -> Tensor:

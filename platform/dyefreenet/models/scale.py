@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def to_half(values: Tensor) -> Tensor:
@@ -28,3 +28,18 @@ def to_full(predicted: Tensor, plain: Tensor, upsample: Literal["image", "enhanc
         return F.interpolate(predicted, scale_factor=2, mode="bilinear", align_corners=False)
     enhancement = predicted - to_half(plain)
     return plain + F.interpolate(enhancement, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def as_seen(network: nn.Module, values: Tensor) -> Tensor:
+    """Full-size slices as a network takes them: at half size, unless it packs pixels by itself."""
+    return values if network.packed else to_half(values)
+
+
+def as_full(
+    network: nn.Module,
+    predicted: Tensor,
+    plain: Tensor,
+    upsample: Literal["image", "enhancement"],
+) -> Tensor:
+    """What a network made of ``as_seen`` at full size; the rest as for ``to_full``."""
+    return predicted if network.packed else to_full(predicted, plain, upsample)

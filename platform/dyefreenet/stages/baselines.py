@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dyefreenet.config import BaselineConfig, GridConfig, Recipe
 from dyefreenet.models.generators import UNet
-from dyefreenet.models.scale import to_full, to_half
+from dyefreenet.models.scale import as_full, as_seen
 from dyefreenet.stages.adversarial import (
     Load,
     add_discriminator,
@@ -53,10 +53,10 @@ def predict(
     Args:
         phase: That is wanted, by its place in ``PHASES``, [B].
     """
-    slices = _slices(plain, config)
+    slices, network = _slices(plain, config), networks["generator"]
     if config.half:
-        return to_full(networks["generator"](to_half(slices), phase), slices, grid.upsample)
-    return networks["generator"](slices, phase)  # type: ignore[no-any-return]
+        return as_full(network, network(as_seen(network, slices), phase), slices, grid.upsample)
+    return network(slices, phase)  # type: ignore[no-any-return]
 
 
 def virtual(

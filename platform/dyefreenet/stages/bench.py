@@ -1,26 +1,34 @@
 """How fast a training step is, against what the convolutions of this machine can do.
 
 The rate of the convolutions is measured in the same run, on shapes of the network, in the precision
-and the layout of the step: a share of it is a figure that a busy machine does not bend.
+and the layout of the step: a share of it is a figure that a busy machine does not bend. The
+roofline (Williams et al. 2009) is stricter: a convolution takes at least the time of its arithmetic
+at the rate of a large matrix product, and of its tensors at the rate of a large copy.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from dyefreenet.config import Recipe
 from dyefreenet.data.slices import Batch
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.stages import STAGES
+from dyefreenet.train.gpu import EAGER
 from dyefreenet.train.loop import fit
 
 # Which part of a step an operator of torch belongs to, by what its name holds; the first that fits.
@@ -42,6 +50,9 @@ class StepFigures:
         seconds: Median of a step.
         gflop: Of all convolutions and matrix products, forward and backward.
         convolution_rate: GFLOP/s that convolutions alone reach here.
+        roofline_seconds: That they take at the least: arithmetic or memory, whichever is more.
+        matrix_rate: GFLOP/s of a large matrix product.
+        copy_rate: GB/s of a large copy, read and written.
         waiting_share: Of the time, in ``fit`` on batches that lie in memory.
         parts: Share of the time by part of the step.
     """
@@ -54,6 +65,9 @@ class StepFigures:
     seconds: float
     gflop: float
     convolution_rate: float
+    roofline_seconds: float
+    matrix_rate: float
+    copy_rate: float
     waiting_share: float
     parts: dict[str, float]
 
@@ -70,6 +84,9 @@ class StepFigures:
             f"{self.seconds * 1000:.0f} ms a step",
             f"  {self.gflop:.0f} GFLOP a step: {self.gflop / self.seconds:.0f} GFLOP/s, "
             f"{self.share:.0%} of what convolutions alone reach here ({self.convolution_rate:.0f})",
+            f"  {self.roofline_seconds * 1000:.1f} ms at the least for its convolutions "
+            f"({self.matrix_rate:.0f} GFLOP/s, {self.copy_rate:.0f} GB/s): "
+            f"{self.roofline_seconds / self.seconds:.0%} of the roofline",
             f"  waiting for data in memory: {self.waiting_share:.1%}",
         ]
         lines += [f"  {share:6.1%} {part}" for part, share in self.parts.items()]
@@ -82,7 +99,7 @@ def bench_step(
     """Time the step of a stage on made-up slices, with the loop that trains it.
 
     Args:
-        steps: Timed; two more come before them.
+        steps: Timed; some more come before them.
         batch: In place of the recipe's, where a device has room for more.
     """
     spec = STAGES[stage]
@@ -120,9 +137,11 @@ def bench_step(
         )
         return np.diff(ends).tolist(), told[-1]["waiting_share"]
 
-    times, waiting = take(steps + 2)
-    with FlopCounterMode(display=False) as counter:
+    before = EAGER + 2 if device.type == "cuda" else 2
+    times, waiting = take(before + steps)
+    with Counter() as counter:
         take(1)
+    matrix_rate, copy_rate = roofline(device, config.precision)
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=kinds) as profiled:
         take(1)
@@ -132,12 +151,65 @@ def bench_step(
         precision=config.precision,
         batch=config.batch,
         size=size,
-        seconds=statistics.median(times[2:]),
-        gflop=counter.get_total_flops() / 1e9,
+        seconds=statistics.median(times[before:]),
+        gflop=sum(flop for flop, _ in counter.calls) / 1e9,
         convolution_rate=convolution_rate(device, config.precision),
+        roofline_seconds=sum(
+            max(flop / matrix_rate, size / copy_rate) / 1e9 for flop, size in counter.calls
+        ),
+        matrix_rate=matrix_rate,
+        copy_rate=copy_rate,
         waiting_share=waiting,
         parts=_parts(profiled, device),
     )
+
+
+class Counter(TorchDispatchMode):
+    """Arithmetic and bytes of every convolution and matrix product, as torch counts them.
+
+    Attributes:
+        calls: Floating-point operations, and bytes of all tensors that go in or come out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+        self, func, types, args=(), kwargs=None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            flop = count(*args, **(kwargs or {}), out_val=result)
+            self.calls.append((flop, sum(x.numel() * x.element_size() for x in tensors)))
+        return result
+
+
+def roofline(device: torch.device, precision: str) -> tuple[float, float]:
+    """GFLOP/s of a large matrix product, and GB/s of a large copy, read and written."""
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    memory = torch.empty(
+        2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device
+    )
+    target = torch.empty_like(memory)
+    matrix = 2 * side**3 / _best_seconds(lambda: left @ right, device)
+    copy = 2 * memory.numel() / _best_seconds(lambda: target.copy_(memory), device)
+    return matrix / 1e9, copy / 1e9
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device, rounds: int = 10) -> float:
+    taken = []
+    for _ in range(rounds + 3):
+        _finish(device)
+        began = time.perf_counter()
+        work()
+        _finish(device)
+        taken.append(time.perf_counter() - began)
+    return min(taken[3:])
 
 
 def convolution_rate(device: torch.device, precision: str, seconds: float = 0.3) -> float:
@@ -166,10 +238,10 @@ def convolution_rate(device: torch.device, precision: str, seconds: float = 0.3)
 def _parts(profiled: profile, device: torch.device) -> dict[str, float]:
     spent: dict[str, float] = {}
     for event in profiled.key_averages():
-        if device.type == "cuda":
-            time_us = event.self_device_time_total
-        else:
-            time_us = event.self_cpu_time_total
+        if event.device_type != DeviceType.CPU:  # kernels: their operators have their time too
+            continue
+        on_gpu = device.type == "cuda"
+        time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         name = event.key.lower()
         fits = (part for part, words in PARTS.items() if any(word in name for word in words))
         part = next(fits, REST)

@@ -33,17 +33,18 @@ def describe(recipe: Recipe) -> list[NetworkSize]:
     rows = []
     with torch.device("meta"):
         generator = HighResolutionGenerator(recipe.generator)
-        rows.append(_row("high-resolution generator", generator, half, 3))
-        rows.append(_row("high-resolution generator", generator, full, 3))
-        head = IntensityHead(recipe.ssl.head, half, len(recipe.ssl.coefficients))
-        rows.append(_row(f"intensity head ({recipe.ssl.head})", head, half, 3))
+        sizes = (full,) if generator.packed else (half, full)
+        rows += [_row("high-resolution generator", generator, size, 3) for size in sizes]
+        head = IntensityHead(recipe.ssl.head, sizes[0], len(recipe.ssl.coefficients))
+        rows.append(_row(f"intensity head ({recipe.ssl.head})", head, sizes[0], 3))
         judge = PatchDiscriminator(6, refine.discriminator_base, refine.discriminator_norm)
         rows.append(_row("PatchGAN, primary", judge, half, 3, 3))
         rows.append(_row("PatchGAN, refine", judge, full, 3, 3))
         for name, config in (("U-Net", recipe.unet), ("U-Net of Pix2Pix", recipe.pix2pix)):
             assert isinstance(config, BaselineConfig)
             unet = UNet(config.generator, config.slices)
-            rows.append(_row(name, unet, half if config.half else full, config.slices))
+            halved = config.half and not unet.packed
+            rows.append(_row(name, unet, half if halved else full, config.slices))
     return rows
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dyefreenet.config import CascadeStageConfig, GridConfig, Recipe
 from dyefreenet.models.generators import HighResolutionGenerator
-from dyefreenet.models.scale import to_full, to_half
+from dyefreenet.models.scale import as_full, as_seen, to_half
 from dyefreenet.stages.adversarial import (
     Load,
     add_judges,
@@ -35,12 +35,15 @@ def step(
     state: TrainState, batch: dict[str, Tensor], config: CascadeStageConfig, grid: GridConfig
 ) -> dict[str, Tensor]:
     """One update of each network; all at half size, unless it is judged at full size."""
-    plain, real = to_half(batch["plain"]), to_half(batch["contrast"])  # [B, 3, H/2, W/2]
-    fake = state.networks["generator"](plain, batch.get("phase"))
-    seen = (fake, real) if "features" in state.frozen else None
     if config.judged_at == "full":
         plain, real = batch["plain"], batch["contrast"]
-        fake = to_full(fake, plain, grid.upsample)
+        fake = virtual(state, batch, config, grid)
+        eye = state.frozen.get("features")
+        seen = None if eye is None else (as_seen(eye, fake), as_seen(eye, real))
+    else:
+        plain, real = to_half(batch["plain"]), to_half(batch["contrast"])  # [B, 3, H/2, W/2]
+        fake = state.networks["generator"](plain, batch.get("phase"))
+        seen = (fake, real) if "features" in state.frozen else None
     return update_both(state, plain, fake, real, config, seen)
 
 
@@ -52,7 +55,8 @@ def predict(
     Args:
         phase: That is wanted, by its place in ``PHASES``, [B].
     """
-    return to_full(networks["generator"](to_half(plain), phase), plain, grid.upsample)
+    network = networks["generator"]
+    return as_full(network, network(as_seen(network, plain), phase), plain, grid.upsample)
 
 
 def virtual(

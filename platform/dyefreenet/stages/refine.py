@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dyefreenet.config import CascadeStageConfig, GridConfig, Recipe
 from dyefreenet.models.generators import HighResolutionGenerator
-from dyefreenet.models.scale import to_full, to_half
+from dyefreenet.models.scale import as_full, as_seen
 from dyefreenet.stages.adversarial import (
     Load,
     add_judges,
@@ -45,7 +45,8 @@ def step(
     """
     plain, real = batch["plain"], batch["contrast"]
     fake = virtual(state, batch, config, grid)
-    seen = (to_half(fake), to_half(real)) if "features" in state.frozen else None
+    eye = state.frozen.get("features")
+    seen = None if eye is None else (as_seen(eye, fake), as_seen(eye, real))
     return update_both(state, plain, fake, real, config, seen)
 
 
@@ -57,9 +58,10 @@ def predict(
     Args:
         phase: That is wanted, by its place in ``PHASES``, [B].
     """
+    first, second = networks["primary"], networks["generator"]
     with torch.no_grad():
-        initial = networks["primary"](to_half(plain), phase)
-    return to_full(networks["generator"](initial, phase), plain, grid.upsample)
+        initial = first(as_seen(first, plain), phase)
+    return as_full(second, second(initial, phase), plain, grid.upsample)
 
 
 def virtual(

@@ -11,7 +11,7 @@ from dyefreenet.config import GridConfig, Recipe, SslConfig
 from dyefreenet.models.classifier import IntensityHead
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.models.losses import intensity_loss
-from dyefreenet.models.scale import to_half
+from dyefreenet.models.scale import as_seen
 from dyefreenet.stages.adversarial import Load
 from dyefreenet.train.state import TrainState, adam, update
 
@@ -20,8 +20,8 @@ SCORE = "accuracy"  # of validation, by which epochs are compared
 
 def build(config: SslConfig, recipe: Recipe, load: Load) -> TrainState:
     """The whole high-resolution generator (S3) and three fully connected layers on top (S4)."""
-    size = (config.crop or recipe.grid.size) // 2
     generator = HighResolutionGenerator(recipe.generator)
+    size = (config.crop or recipe.grid.size) // (1 if generator.packed else 2)
     head = IntensityHead(config.head, size, len(config.coefficients))
     both = nn.ModuleList([generator, head])
     return TrainState({"generator": generator, "head": head}, {"both": adam(both, config)})
@@ -46,8 +46,9 @@ def step(
     state: TrainState, batch: dict[str, Tensor], config: SslConfig, grid: GridConfig
 ) -> dict[str, Tensor]:
     """One update of generator and head together, on all K versions of every slice (S2)."""
-    inputs, classes = versions(to_half(batch["plain"]), config.coefficients)
-    logits = state.networks["head"](state.networks["generator"](inputs))
+    generator = state.networks["generator"]
+    inputs, classes = versions(as_seen(generator, batch["plain"]), config.coefficients)
+    logits = state.networks["head"](generator(inputs))
     loss = intensity_loss(logits, classes)
     norm = update(state, "both", loss)
     accuracy = (logits.argmax(1) == classes).float().mean()
@@ -62,9 +63,10 @@ def validate(
     The control is fitted on the validation slices themselves, which flatters it.
     """
     right, maxima = [], []
+    generator = state.networks["generator"]
     for batch in batches:
-        inputs, classes = versions(to_half(batch["plain"]), config.coefficients)
-        logits = state.networks["head"](state.networks["generator"](inputs))
+        inputs, classes = versions(as_seen(generator, batch["plain"]), config.coefficients)
+        logits = state.networks["head"](generator(inputs))
         right.append((logits.argmax(1) == classes).float().view(-1, len(config.coefficients)))
         maxima.append(inputs[:, 1].amax((1, 2)).view(-1, len(config.coefficients)))
     if not right:

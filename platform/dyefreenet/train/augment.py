@@ -9,8 +9,8 @@ from torch import Tensor
 # B batch, C channels, H W pixels; slices in [-1, 1].
 
 
-def augmented(batch: dict[str, Tensor], window_hu: float) -> dict[str, Tensor]:
-    """The samples changed as their ``augment`` says, plain and contrast by the same figures.
+def augmented(batch: dict[str, Tensor], figures: Tensor, window_hu: float) -> dict[str, Tensor]:
+    """The samples changed as their figures say, plain and contrast by the same.
 
     Intensity changes within the window, as a scanner's other voltage would change it; what lies
     outside it is clipped in any case. Noise comes upon the plain slices alone: what is to be
@@ -18,31 +18,35 @@ def augmented(batch: dict[str, Tensor], window_hu: float) -> dict[str, Tensor]:
     of workers sees the same.
 
     Args:
-        batch: ``plain`` and perhaps ``contrast``, [B, C, H, W], and ``augment``, [B, 8].
+        batch: ``plain`` and perhaps ``contrast``, [B, C, H, W], on any device.
+        figures: As ``drawn``, [B, 8], in host memory: a GPU need not be asked what they are.
         window_hu: Width of the window that [-1, 1] stands for, HU.
     """
-    figures = batch["augment"].to(torch.float32)
+    device = batch["plain"].device
+    figures = figures.to(torch.float32)
     flip, angle, scale, x, y, gain, offset, noise = figures.unbind(1)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     rows = torch.stack([flip * cos, -sin, x]), torch.stack([flip * sin, cos, y])
     moves = torch.stack(rows).permute(2, 0, 1)  # [B, 2, 3]: from a place in the result to one in it
-    still = torch.eye(2, 3, device=moves.device)
+    moved = not torch.equal(moves, torch.eye(2, 3).expand_as(moves))
+    moves, factor, addend = (
+        values.contiguous().to(device)
+        for values in (moves, gain.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1))
+    )
     changed = dict(batch)
-    del changed["augment"]
     for name in ("plain", "contrast"):
         if name not in batch:
             continue
         slices = batch[name]
-        if not torch.equal(moves, still.expand_as(moves)):
+        if moved:
             grid = F.affine_grid(moves, list(slices.shape), align_corners=False).to(slices.dtype)
             # Beyond the edge lies air: -1 after the shift by one, which zero padding gives.
             slices = F.grid_sample(slices + 1, grid, align_corners=False) - 1
-        factor, addend = gain.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
         slices = (slices + 1).mul(factor).sub(1).add(addend)
-        if name == "plain" and bool(noise.any()):
+        if name == "plain" and noise.any():
             slices = slices + torch.stack(
                 [
-                    _noise(one, figure, 2 * hu / window_hu)
+                    _noise(one, figure, 2 * float(hu) / window_hu)
                     for one, figure, hu in zip(slices, figures, noise, strict=True)
                 ]
             )
@@ -50,7 +54,8 @@ def augmented(batch: dict[str, Tensor], window_hu: float) -> dict[str, Tensor]:
     return changed
 
 
-def _noise(slices: Tensor, figures: Tensor, deviation: Tensor) -> Tensor:
+def _noise(slices: Tensor, figures: Tensor, deviation: float) -> Tensor:
     seed = int(figures.view(torch.int32).to(torch.int64).sum()) & 0x7FFF_FFFF
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(slices.shape, generator=draw).to(slices) * deviation
+    draw = torch.Generator(slices.device).manual_seed(seed)
+    noise = torch.randn(slices.shape, generator=draw, device=slices.device)
+    return noise.to(slices) * deviation

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -64,6 +65,11 @@ class TrainState:
         for networks in (self.networks, self.frozen, self.averages):
             for network in networks.values():
                 network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cuda":  # so that a recorded step can be given another learning rate
+            for optimiser in self.optimisers.values():
+                for group in optimiser.param_groups:
+                    rate = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+                    group |= {"lr": rate, "capturable": True}
         return self
 
     def save(self, folder: Path) -> None:
@@ -156,6 +162,14 @@ def adam(network: nn.Module, config: OptimiserConfig, factor: float = 1.0) -> to
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """The learning rate of an optimiser's group, in place where it lies on a GPU."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def update(state: TrainState, name: str, loss: Tensor) -> Tensor:
