@@ -231,9 +231,8 @@ def run(job: dict[str, Any], out: str, device_name: str | None, until: float) ->
                 json.dumps({"method": name, "seed": job["seed"], "stage": stage} | took) + "\n"
             )
         psnr, artery = (_mean(rows, *shown) for shown in SHOWN[:3:2])
-        told.append(
-            f"{name:<36} seed {job['seed']} {psnr:6.3f} dB {artery:6.1f} HU, {took['cpu_seconds']:.0f} CPU s"
-        )
+        cost = f"{took['cpu_seconds']:.0f} CPU s"
+        told.append(f"{name:<36} seed {job['seed']} {psnr:6.3f} dB {artery:6.1f} HU, {cost}")
     return "\n".join(told)
 
 

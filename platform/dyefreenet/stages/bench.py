@@ -2,8 +2,9 @@
 
 The rate of the convolutions is measured in the same run, on shapes of the network, in the precision
 and the layout of the step: a share of it is a figure that a busy machine does not bend. The
-roofline (Williams et al. 2009) is stricter: a convolution takes at least the time of its arithmetic
-at the rate of a large matrix product, and of its tensors at the rate of a large copy.
+roofline (Williams et al. 2009) is stricter: an operator takes at least the time of its arithmetic
+at the rate of a large matrix product, and of its tensors at the rate of a large copy. It is told
+for all operators as they run one by one, and for the convolutions alone, as if all else were free.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class StepFigures:
         seconds: Median of a step.
         gflop: Of all convolutions and matrix products, forward and backward.
         convolution_rate: GFLOP/s that convolutions alone reach here.
-        roofline_seconds: That they take at the least: arithmetic or memory, whichever is more.
+        roofline_seconds: That all operators take at the least: arithmetic or memory, whichever is
+            more.
+        convolution_seconds: The same of the convolutions and matrix products alone.
         matrix_rate: GFLOP/s of a large matrix product.
         copy_rate: GB/s of a large copy, read and written.
         waiting_share: Of the time, in ``fit`` on batches that lie in memory.
@@ -66,6 +69,7 @@ class StepFigures:
     gflop: float
     convolution_rate: float
     roofline_seconds: float
+    convolution_seconds: float
     matrix_rate: float
     copy_rate: float
     waiting_share: float
@@ -84,9 +88,9 @@ class StepFigures:
             f"{self.seconds * 1000:.0f} ms a step",
             f"  {self.gflop:.0f} GFLOP a step: {self.gflop / self.seconds:.0f} GFLOP/s, "
             f"{self.share:.0%} of what convolutions alone reach here ({self.convolution_rate:.0f})",
-            f"  {self.roofline_seconds * 1000:.1f} ms at the least for its convolutions "
-            f"({self.matrix_rate:.0f} GFLOP/s, {self.copy_rate:.0f} GB/s): "
-            f"{self.roofline_seconds / self.seconds:.0%} of the roofline",
+            f"  {self.roofline_seconds / self.seconds:.0%} of the roofline of its operators, "
+            f"{self.convolution_seconds / self.seconds:.0%} of that of its convolutions alone "
+            f"({self.matrix_rate:.0f} GFLOP/s, {self.copy_rate:.0f} GB/s)",
             f"  waiting for data in memory: {self.waiting_share:.1%}",
         ]
         lines += [f"  {share:6.1%} {part}" for part, share in self.parts.items()]
@@ -142,6 +146,7 @@ def bench_step(
     with Counter() as counter:
         take(1)
     matrix_rate, copy_rate = roofline(device, config.precision)
+    least = [max(flop / matrix_rate, size / copy_rate) / 1e9 for flop, size in counter.calls]
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=kinds) as profiled:
         take(1)
@@ -154,8 +159,9 @@ def bench_step(
         seconds=statistics.median(times[before:]),
         gflop=sum(flop for flop, _ in counter.calls) / 1e9,
         convolution_rate=convolution_rate(device, config.precision),
-        roofline_seconds=sum(
-            max(flop / matrix_rate, size / copy_rate) / 1e9 for flop, size in counter.calls
+        roofline_seconds=sum(least),
+        convolution_seconds=sum(
+            time for time, (flop, _) in zip(least, counter.calls, strict=True) if flop
         ),
         matrix_rate=matrix_rate,
         copy_rate=copy_rate,
@@ -165,10 +171,11 @@ def bench_step(
 
 
 class Counter(TorchDispatchMode):
-    """Arithmetic and bytes of every convolution and matrix product, as torch counts them.
+    """Arithmetic and bytes of every operator that is more than a view.
 
     Attributes:
-        calls: Floating-point operations, and bytes of all tensors that go in or come out.
+        calls: Floating-point operations as torch counts them, which are those of convolutions and
+            matrix products; and bytes of all tensors that go in or come out.
     """
 
     def __init__(self) -> None:
@@ -179,10 +186,10 @@ class Counter(TorchDispatchMode):
         self, func, types, args=(), kwargs=None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
+        if not func.is_view and not func.name().startswith(("aten::empty", "aten::detach")):
+            count = flop_registry.get(func.overloadpacket)
+            flop = count(*args, **(kwargs or {}), out_val=result) if count else 0
             tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-            flop = count(*args, **(kwargs or {}), out_val=result)
             self.calls.append((flop, sum(x.numel() * x.element_size() for x in tensors)))
         return result
 
