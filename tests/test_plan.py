@@ -1,11 +1,13 @@
 """Which steps are done, which are not, and what happens when a config differs."""
 
+import json
+
 import pytest
 
 from dyefreenet import recipes
 from dyefreenet.errors import ConfigError, StoreError
 from dyefreenet.plan import plan, steps_of
-from dyefreenet.store import Folder
+from dyefreenet.store import Folder, fingerprint
 
 
 def finish(run, recipe, *names):
@@ -39,6 +41,34 @@ def test_another_config_stops_with_the_fields_name(tmp_path):
         StoreError, match=r"ssl: was made with ssl\.lr=0\.001, the recipe says 0\.5"
     ):
         plan(recipes.load("demo", ["ssl.lr=0.5"]), run)
+
+
+def test_a_step_of_an_older_version_is_done_where_what_is_new_has_its_default(tmp_path):
+    recipe, run = recipes.load("demo"), Folder(str(tmp_path))
+    marks = {}
+    for planned in plan(recipe, run):
+        if planned.step.name in ("phantom", "ingest", "ssl", "primary"):
+            config = json.loads(json.dumps(planned.step.config))
+            config.get("generator", {}).pop("packed", None)
+            config.get("primary", {}).pop("judged_at", None)
+            needs = {name: marks[name] for name in planned.needs}
+            marks[planned.step.name] = fingerprint(config, needs)
+            (run / planned.step.name).publish(marks[planned.step.name], config, needs=needs)
+    found = {planned.step.name: planned for planned in plan(recipe, run)}
+    assert [name for name, planned in found.items() if planned.done] == list(marks)
+    assert found["refine"].needs["primary"] == marks["primary"]
+    changed = ["generator.packed=true", "primary.judged_at=full"]
+    with pytest.raises(StoreError, match=r"ssl: was made with generator\.packed=null"):
+        plan(recipes.load("demo", changed), run)
+
+
+def test_a_step_made_from_other_inputs_is_not_done_however_its_config_looks(tmp_path):
+    recipe, run = recipes.load("demo"), Folder(str(tmp_path))
+    finish(run, recipe, "phantom", "ingest")
+    ssl = next(planned for planned in plan(recipe, run) if planned.step.name == "ssl")
+    (run / "ssl").publish("another", ssl.step.config, needs={"ingest": "another"})
+    with pytest.raises(StoreError, match="ssl: was made with other inputs"):
+        plan(recipe, run)
 
 
 def test_a_change_reaches_only_what_depends_on_it(tmp_path):

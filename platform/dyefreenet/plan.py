@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dyefreenet.config import Recipe
+from dyefreenet.config import PhantomConfig, Recipe
 from dyefreenet.errors import ConfigError, StoreError
 from dyefreenet.store import Folder, fingerprint
 
@@ -99,7 +99,9 @@ def plan(recipe: Recipe, run: Folder, only: Sequence[str] = ()) -> list[Planned]
         mark = fingerprint(step.config, needs)
         manifest = (run / step.name).manifest()
         if manifest is not None and manifest["fingerprint"] != mark:
-            raise StoreError(_difference(run, step, manifest))
+            if not _older(step, needs, manifest):
+                raise StoreError(_difference(run, step, manifest))
+            mark = manifest["fingerprint"]  # by which later steps name it
         planned[step.name] = Planned(step, mark, needs, done=manifest is not None)
     if not only:
         return list(planned.values())
@@ -111,6 +113,23 @@ def plan(recipe: Recipe, run: Folder, only: Sequence[str] = ()) -> list[Planned]
                     f"--stage {need} first"
                 )
     return [planned[name] for name in steps if name in only]
+
+
+def _older(step: Step, needs: dict[str, str], manifest: dict[str, Any]) -> bool:
+    """Whether a step was finished when its config had fewer fields, which have their defaults now.
+
+    A new field with a default changes no result, so it must not cost anybody a training.
+    """
+
+    def filled(was: Any, now: Any, default: Any) -> Any:
+        if not (isinstance(was, dict) and isinstance(now, dict) and isinstance(default, dict)):
+            return was
+        kept = {key: filled(was[key], now.get(key), default.get(key)) for key in was}
+        return {key: default[key] for key in now if key in default} | kept
+
+    defaults = Recipe(phantom=PhantomConfig()).model_dump(mode="json")
+    config = json.loads(json.dumps(step.config))
+    return manifest.get("needs") == needs and filled(manifest["config"], config, defaults) == config
 
 
 def _difference(run: Folder, step: Step, manifest: dict[str, Any]) -> str:
