@@ -193,13 +193,15 @@ def _fit(make: Callable[[], TorchTrainer], step: Folder) -> ray.train.Result:
 def _may_be_storage(error: Exception) -> bool:
     """Whether a training may have ended for want of storage.
 
-    Ray's controller fails at its own access to it; of workers, those that say so: at our access, or
-    at Ray's, which raises OSError.
+    Ray's controller fails at its own access to it; of workers, those that fail at our access, or at
+    Ray's, which raises OSError. What ended a worker comes as it was raised, so its type tells; but
+    what ended a Ray Data task comes as Ray's own error, with ours in its text.
     """
     if isinstance(error, ray.train.WorkerGroupError):
-        failures = error.worker_failures.values()
-        signs = StorageError.__name__, OSError.__name__
-        return any(sign in str(failure) for failure in failures for sign in signs)
+        return any(
+            isinstance(failure, (OSError, StorageError)) or StorageError.__name__ in str(failure)
+            for failure in error.worker_failures.values()
+        )
     return True
 
 
