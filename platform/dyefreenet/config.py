@@ -76,6 +76,10 @@ class IngestConfig(Frozen):
     keep: tuple[Phase, ...] = ("arterial", "portal", "delayed")  # phases that become shards
     image_check: bool = True  # look at the blood: for a phase, and whether headers tell the truth
     registration: Literal["off", "rigid", "deformable"] = "off"  # contrast onto plain (D8)
+    # Label maps of plain series: a folder of KEY.nii.gz or SERIES-UID.nii.gz, or totalsegmentator.
+    masks: str | None = None
+    # Their numbers by structure, as in {aorta: [52]}; none: those of TotalSegmentator's "total".
+    structures: dict[str, tuple[int, ...]] = {}
     validation: Share = 0.15  # of patients
     test: Share = 0.2  # of patients
     slab: PositiveInt = 16  # slices in a shard file, its neighbours not counted

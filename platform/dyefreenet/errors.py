@@ -61,6 +61,7 @@ Reason = Literal[
     "held-out",  # would show training a patient kept for validation or test
     "ignored",  # left out by phases.csv
     "registration",  # plain and contrast could not be laid over each other
+    "mask",  # its label map cannot be read, or lies elsewhere
     "syntax",  # a transfer syntax that no installed decoder reads
 ]
 REASONS: tuple[str, ...] = get_args(Reason)

@@ -94,12 +94,12 @@ def best() -> Recipe:
     values = demo().model_dump()
     values |= {"name": "best", "baselines": False, "ablation": False}
     values["grid"] |= {"average_overlap": True}
-    values["generator"] |= {"dense": False, "packed": True}
+    values["generator"] |= {"levels": 5, "dense": False, "packed": True}
     change = {
         "adversarial_weight": 0.0,
         "perceptual_weight": 0.0,
         "l1_weight": 0.0,
-        "vessel_weight": 4.0,
+        "vessel_weight": 6.0,
         "vessel_l1_weight": 8.0,
         "ema": 0.99,
         "init": "random",
@@ -140,9 +140,11 @@ def real() -> Recipe:
         "label_map_share": 0.25,
     }
     values["ingest"] |= {"validation": 0.06, "test": 0.06}
-    values["generator"] |= {"base": 16}
-    values["primary"] |= {"batch": 16, "lr": 3e-3, "epochs": 40}
-    values["refine"] |= {"batch": 16, "epochs": 4}
+    values["generator"] |= {"base": 16, "levels": 4}
+    # Vessels weigh less: more patients tell more of what is none.
+    large = {"batch": 16, "vessel_weight": 4.0}
+    values["primary"] |= large | {"lr": 3e-3, "epochs": 40}
+    values["refine"] |= large | {"epochs": 4}
     return Recipe.model_validate(values)
 
 

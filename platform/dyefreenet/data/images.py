@@ -90,22 +90,26 @@ def image_axes(path: str | Path) -> str:
     return str(find(reader.GetDirection()))
 
 
-def read_labels(path: str | Path, volume: Volume) -> NDArray[np.uint8]:
-    """A label map as uint8 [Z, H, W] on the grid of ``volume``, nearest voxel.
+def read_labels(path: str | Path, volume: Volume) -> NDArray[np.int32]:
+    """A label map as int32 [Z, H, W] on the grid of ``volume``, nearest voxel.
 
     Raises:
-        InputError: The map is not there, or covers none of the volume.
+        InputError: The map is not there, has numbers that are not whole, or covers none of the
+            volume.
     """
     image = _open(path)
+    numbers = sitk.GetArrayViewFromImage(image)
+    if numbers.dtype.kind == "f" and not (numbers == np.rint(numbers)).all():
+        raise InputError(f"{path}: expected whole numbers of structures, found others")
     on_grid = sitk.Resample(
-        image, to_image(volume), sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8
+        image, to_image(volume), sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkInt32
     )
     labels = sitk.GetArrayFromImage(on_grid)
-    if not labels.any() and sitk.GetArrayViewFromImage(image).any():
+    if not labels.any() and numbers.any():
         raise InputError(
             f"{path}: expected labels on the grid of their series, found them elsewhere"
         )
-    return np.asarray(labels, np.uint8)
+    return np.asarray(labels, np.int32)
 
 
 def to_image(volume: Volume) -> sitk.Image:

@@ -25,6 +25,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
+from dyefreenet.data import masks
 from dyefreenet.data.archive import SeriesRow, Survey, survey
 from dyefreenet.data.books import FAILED, SSL, Books
 from dyefreenet.data.cohort import Refused, evidence, pair, plain_only, silent, split_of
@@ -93,16 +94,24 @@ def ingest(
         known, unreadable = _with_seen_phases(rows, config, target, report)
     jobs, refused = _jobs(config, paired, known, _once(more), train)
 
+    masks.require(config)
+    found = {}
+    if config.masks not in (None, masks.TOTALSEGMENTATOR):
+        found = masks.of_series(Folder(config.masks))
+    drawn = {job.name: masks.mask_of(job.plain, found) for job in jobs if job.contrast}
+
     books = Books()
     for one in [*unreadable, *refused]:
         books.refuse(one.row, one.reason, one.detail)
     by_name = {job.name: job for job in jobs}
     make = partial(make_and_write, config=config, grid=grid, target=target, truth=truth)
-    marks = {job.name: _mark(job, config, grid) for job in jobs}
+    marks = {job.name: _mark(job, config, grid, drawn.get(job.name, ("", ""))) for job in jobs}
     outcomes = _recorded(
         target / "jobs",
         marks,
-        lambda names: spread(make, ((by_name[name], marks[name]) for name in names)),
+        lambda names: spread(
+            make, ((by_name[name], marks[name], drawn.get(name, ("",))[0]) for name in names)
+        ),
     )
     for done, (name, outcome) in enumerate(outcomes, start=1):
         job = by_name[name]
@@ -174,7 +183,7 @@ def _jobs(
 
 
 def make_and_write(
-    marked: tuple[Job, str],
+    marked: tuple[Job, str, str],
     config: IngestConfig,
     grid: GridConfig,
     target: Folder,
@@ -186,13 +195,13 @@ def make_and_write(
     recorded: the next run tries again.
 
     Args:
-        marked: A job, and what its outcome follows from as the driver sees it: a worker may run
-            from another copy of the code.
+        marked: A job, what its outcome follows from as the driver sees it (a worker may run from
+            another copy of the code), and the name of its label map.
     """
-    job, mark = marked
+    job, mark, drawn = marked
     guard = _guard(config.memory_gib, config.seconds)
     try:
-        made, contents = guard.run(prepared, job, config, grid, truth)
+        made, contents = guard.run(prepared, job, config, grid, truth, drawn)
     except SeriesError as refusal:
         outcome: dict[str, Any] = {"reason": refusal.reason, "detail": refusal.detail}
     except Failed as failure:
@@ -272,14 +281,14 @@ def _guard(memory_gib: float, seconds: float) -> Guard:
     return Guard(memory_gib, seconds)
 
 
-def _mark(job: Job, config: IngestConfig, grid: GridConfig) -> str:
+def _mark(job: Job, config: IngestConfig, grid: GridConfig, drawn: tuple[str, str]) -> str:
     """What a job's outcome follows from: another mark, and it is done again."""
     asked = config.model_dump(mode="json", exclude={"paired", "plain", "seconds", "memory_gib"})
     rows = [row for row in (job.plain, job.contrast) if row is not None]
     known = [[row.stamp, row.patient, row.declared, *evidence(row)] for row in rows]
     return fingerprint(
         {"ingest": asked, "grid": grid.model_dump(mode="json"), "split": job.split},
-        {"code": code_version(), "series": json.dumps(known)},
+        {"code": code_version(), "series": json.dumps(known), "mask": drawn[1]},
     )
 
 

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
+from dyefreenet.data import masks
 from dyefreenet.data.align import Truth, gate, landmarks, register
 from dyefreenet.data.archive import SeriesRow, is_phantom
 from dyefreenet.data.blood import phase_in_image
@@ -20,6 +21,7 @@ from dyefreenet.data.dicom import read_series
 from dyefreenet.data.files import fetch
 from dyefreenet.data.images import read_image_at, read_labels
 from dyefreenet.data.look import body_from_above, look
+from dyefreenet.data.noise import global_noise
 from dyefreenet.data.shards import write_slabs
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import SeriesError
@@ -55,13 +57,21 @@ class Made:
 
 
 def make_shards(
-    job: Job, config: IngestConfig, grid: GridConfig, truth: Folder | None = None
+    job: Job,
+    config: IngestConfig,
+    grid: GridConfig,
+    truth: Folder | None = None,
+    mask: str = "",
 ) -> Made:
     """Read a pair, lay the contrast onto the plain CT, and cut both into shards.
 
     Slices that the contrast scan does not reach are left out. Where one of the two measured
     nothing, outside a round field of view for instance, both become air: a network must not learn
     that contrast agent removes tissue.
+
+    Args:
+        truth: Label maps and motions of a phantom.
+        mask: Name of the label map in ``config.masks``; "" where this pair has none.
 
     Raises:
         SeriesError: One of the two cannot be used, or they fit too poorly for the job's split.
@@ -77,6 +87,8 @@ def make_shards(
     labels = None
     if truth is not None and truth.exists(f"{job.plain.key}.nii.gz"):
         labels = _truth(truth, job.plain.key, plain)
+    if labels is None and job.contrast is not None and config.masks is not None:
+        labels = _masked(config, mask, plain)
     if before is not None:
         known = _known_motion(truth, job, plain, labels) if truth and labels is not None else None
         contrast, figures = register(before, plain, config.registration, known)
@@ -125,10 +137,10 @@ def make_shards(
 
 
 def prepared(
-    job: Job, config: IngestConfig, grid: GridConfig, truth: Folder | None
+    job: Job, config: IngestConfig, grid: GridConfig, truth: Folder | None, mask: str
 ) -> tuple[dict[str, Any], list[bytes]]:
     """``make_shards`` in the form that comes back from another process."""
-    made = make_shards(job, config, grid, truth)
+    made = make_shards(job, config, grid, truth, mask)
     files = [[name, slices] for name, slices, _ in made.files]
     told = {"row": made.row, "files": files, "look": made.histograms}
     return told, [made.picture, *(content for _, _, content in made.files)]
@@ -179,7 +191,17 @@ def _truth(truth: Folder, key: str, plain: Volume) -> NDArray[np.uint8]:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "labels.nii.gz"
         local.write_bytes(truth.read(f"{key}.nii.gz"))
-        return read_labels(local, plain)
+        return read_labels(local, plain).astype(np.uint8)
+
+
+def _masked(config: IngestConfig, mask: str, plain: Volume) -> NDArray[np.uint8] | None:
+    if config.masks == masks.TOTALSEGMENTATOR:
+        return masks.numbered(masks.segmented(plain), config.structures)
+    if not mask:
+        return None
+    assert config.masks is not None
+    found = masks.read_mask(Folder(config.masks), mask, plain)
+    return masks.numbered(found, config.structures)
 
 
 def _known_motion(
@@ -210,6 +232,7 @@ def _book(
         "spacing_x": x,
         "thickness": job.plain.thickness,
         "kernel": known_kernel(job.plain.kernel),
+        "noise_hu": global_noise(plain.hu, plain.spacing[1:]),
         "source": "phantom" if is_phantom(job.plain.manufacturer) else "real",
     }
     if job.contrast is not None:

@@ -31,7 +31,12 @@ from dyefreenet.evaluate.regions import COMPUTED, body_mask, computed_labels
 from dyefreenet.evaluate.statistics import differences, levels, missing, summarise
 from dyefreenet.store import Folder, fingerprint
 
-ORGANS = ("aorta", "liver", "muscle")  # of a phantom, whose HU are compared beside the arteries
+ORGANS = {  # whose HU are compared beside the arteries, where they are labelled
+    "aorta": ("aorta",),
+    "liver": ("liver",),
+    "kidney": ("kidney_cortex", "kidney_medulla"),
+    "muscle": ("muscle",),
+}
 PANEL_SLICES = 6  # of each patient, kept for the figure
 
 
@@ -289,7 +294,7 @@ def score_patient(
     if slabs[0].labels is not None:
         labels = np.concatenate([slab.labels for slab in slabs if slab.labels is not None])
     structures: dict[str, set[int]] = {"vessel": {LABELS[name] for name in ARTERIES}}
-    structures |= {name: {LABELS[name]} for name in ORGANS}
+    structures |= {name: {LABELS[part] for part in parts} for name, parts in ORGANS.items()}
     body = body_mask(plain)
     if labels is None:
         labels, structures = computed_labels(plain, true, body, slabs[0].spacing), COMPUTED

@@ -190,6 +190,10 @@ REASONS = {
         "Plain and contrast could not be laid over each other well enough.",
         "Check that both are of one patient and one place; try ingest.registration=deformable.",
     ),
+    "mask": (
+        "The label map of the plain series cannot be read, or lies elsewhere.",
+        "Mend the map in the folder of ingest.masks, or take it away: regions are then computed.",
+    ),
     "syntax": (
         "A transfer syntax that no installed decoder reads.",
         "Install the decoder that the detail names, or convert the files without loss.",

@@ -114,6 +114,7 @@ STRATA = (
     Stratum("spacing_z", "Distance of slices", "mm", 2),
     Stratum("spacing_x", "Pixel", "mm", 2),
     Stratum("kernel", "Kernel"),
+    Stratum("noise_hu", "Noise of the plain scan", "HU", 1),
 )
 ENOUGH = 4  # patients: two in each half
 KERNELS = 5  # groups of text that are shown; the rest is one more

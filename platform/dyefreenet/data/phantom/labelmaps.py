@@ -21,7 +21,7 @@ from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
 from dyefreenet.data.phantom.canvas import Array, Canvas
-from dyefreenet.data.phantom.tissue import Palette
+from dyefreenet.data.phantom.tissue import LABEL_OF, Palette
 from dyefreenet.errors import InputError
 
 _TISSUE: dict[str, tuple[int, ...]] = {
@@ -52,6 +52,16 @@ _TISSUE: dict[str, tuple[int, ...]] = {
     "canal": (79,),
     "muscle": tuple(range(80, 90)),
     "cartilage": (117,),
+}
+#: Numbers of the "total" task by the structure of the phantom that they show.
+STRUCTURES: dict[str, tuple[int, ...]] = {
+    label: tuple(
+        number
+        for tissue, numbers in _TISSUE.items()
+        if LABEL_OF[tissue] == label
+        for number in numbers
+    )
+    for label in dict.fromkeys(LABEL_OF[tissue] for tissue in _TISSUE)
 }
 _BOWEL, _STOMACH, _KIDNEYS, _BONES = (18, 19, 20), (6,), (2, 3), _TISSUE["marrow"]
 

@@ -108,6 +108,14 @@ _ARTERIAL = {
 }
 
 
+#: Structure that a tissue is part of.
+LABEL_OF: dict[str, str] = (
+    {name: row.label for name, row in TISSUES.items()}
+    | {name: label for name, (label, *_) in _BLOOD.items()}
+    | _ARTERIAL
+)
+
+
 class Palette:
     """HU of every tissue of one patient in every phase; index 0 is the air around the patient.
 
