@@ -25,6 +25,10 @@ from dyefreenet.errors import ConfigError, InputError, SeriesError
 from dyefreenet.store import Folder
 
 TOTALSEGMENTATOR = "totalsegmentator"  # in place of a folder: segment every plain series
+NOT_INSTALLED = (
+    "ingest.masks: expected TotalSegmentator to be installed, found no such package; "
+    "pip install TotalSegmentator, or name a folder of label maps that it made elsewhere"
+)
 
 
 def require(config: IngestConfig) -> None:
@@ -39,10 +43,7 @@ def require(config: IngestConfig) -> None:
                 f"ingest.structures: expected names of {', '.join(LABELS)}, found {name!r}"
             )
     if config.masks == TOTALSEGMENTATOR and find_spec(TOTALSEGMENTATOR) is None:
-        raise ConfigError(
-            "ingest.masks: expected TotalSegmentator to be installed, found no such package; "
-            "pip install TotalSegmentator, or name a folder of label maps that it made elsewhere"
-        )
+        raise ConfigError(NOT_INSTALLED)
 
 
 def of_series(folder: Folder) -> dict[str, tuple[str, str]]:
@@ -87,8 +88,10 @@ def read_mask(folder: Folder, name: str, plain: Volume) -> NDArray[np.int32]:
 
 def segmented(plain: Volume) -> NDArray[np.int32]:
     """What TotalSegmentator's "total" task makes of the plain series, [Z, H, W]."""
-    from totalsegmentator.python_api import totalsegmentator
-
+    try:
+        from totalsegmentator.python_api import totalsegmentator
+    except ImportError as error:
+        raise ConfigError(NOT_INSTALLED) from error
     with tempfile.TemporaryDirectory() as scratch:
         given, made = Path(scratch) / "plain.nii.gz", Path(scratch) / "labels.nii.gz"
         write_nifti(plain, given)

@@ -11,6 +11,7 @@ from dyefreenet.errors import InputError
 from dyefreenet.store import Folder
 
 WEIGHTS = "weights/generator.safetensors"
+SCORES = {("psnr", "image"), ("mae", "vessel"), ("mae", "computed_vessel")}  # on the card
 
 
 def export(run: Folder, target: Folder, command: str) -> list[str]:
@@ -80,7 +81,7 @@ def model_card(recipe: Recipe, run: Folder, command: str) -> str:
         kind = "made-up" if made_up else "test"
         lines += ["", f"Scores on {kind} patients held out (mean, 95 % interval, patients):", ""]
         for row in (run / "evaluate").read_json("summary.json"):
-            shown = (row["metric"], row["region"]) in {("psnr", "image"), ("mae", "vessel")}
+            shown = (row["metric"], row["region"]) in SCORES
             if row["method"] in ("identity", "refine") and shown:
                 span = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
                 lines.append(
