@@ -57,7 +57,10 @@ def model_card(recipe: Recipe, run: Folder, command: str) -> str:
         )
     else:
         data = "Pairs: CT of the archives that the recipe names."
-    plain = [*recipe.ingest.plain, *(["the phantom"] if recipe.phantom else [])]
+    start = "none"
+    if any("ssl" in recipe.needs(stage) for stage in ("primary", "refine")):
+        plain = [*recipe.ingest.plain, *(["the phantom"] if recipe.phantom else [])]
+        start = f"plain series of {' and '.join(plain) or 'the pairs'}"
     pixels = (
         f"{recipe.grid.pixel_mm} mm pixels" if recipe.grid.pixel_mm else "the pixels as scanned"
     )
@@ -70,7 +73,7 @@ def model_card(recipe: Recipe, run: Folder, command: str) -> str:
         f"- Version: dyefreenet {__version__}; phase: {recipe.ingest.phase}",
         f"- Made by: `{command}`",
         f"- {data}",
-        f"- Self-supervised start: plain series of {' and '.join(plain) or 'the pairs'}",
+        f"- Self-supervised start: {start}",
         f"- Input: plain CT in HU, axial, any matrix; the networks see {pixels} and HU "
         f"{recipe.grid.window[0]:.0f} to {recipe.grid.window[1]:.0f}",
         "- Output: the same slices with the predicted change added; air, padding and what lies "
