@@ -45,7 +45,8 @@ TOGETHER = 32  # shards fetched by one task
 FITS = 4  # times that a training is put on Ray, should the store go away
 AWAY = 300.0  # seconds for which it may
 GIVEN_UP = "given_up.txt"  # why a training ended that no second try would mend
-PORTION = 64  # shards read ahead at a time: a few hundred megabytes at 512x512
+PORTION = 64  # shards of the first portion that is read ahead
+PORTION_BYTES = 400e6  # of the later ones: each costs the start of a Ray Data run
 
 
 @ray.remote(num_cpus=0)
@@ -327,8 +328,9 @@ def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:
     """Shards in the order asked for, read ahead by Ray Data and decoded here, once.
 
     Files travel as they are, compressed: cells are a third of the arrays they become. One portion
-    is read to its end while the one before is used. A stream that the consumer holds back would
-    keep Ray Data's executor spinning in this process, at three quarters of a core (measured).
+    is read to its end while the one before is used; how many shards make a portion follows from the
+    size of those before. A stream that the consumer holds back would keep Ray Data's executor
+    spinning in this process, at three quarters of a core (measured).
     """
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -339,8 +341,8 @@ def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:
         with ThreadPoolExecutor(8) as pool:
             return {"content": list(pool.map(folder.read, batch["path"], batch["sha256"]))}
 
-    def portion(start: int) -> ray.data.Dataset:
-        asked = records[start : start + PORTION]
+    def portion(start: int, count: int) -> ray.data.Dataset:
+        asked = records[start : start + count]
         items = [{"path": record.path, "sha256": record.sha256} for record in asked]
         return (
             ray.data.from_items(items, override_num_blocks=-(-len(items) // TOGETHER))
@@ -348,13 +350,17 @@ def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:
             .materialize()
         )
 
+    if not records:
+        return
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(portion, 0) if records else None
-        for start in range(0, len(records), PORTION):
-            assert coming is not None
+        start, count = 0, PORTION
+        coming = ahead.submit(portion, start, count)
+        while start < len(records):
             ready = coming.result()
-            if start + PORTION < len(records):
-                coming = ahead.submit(portion, start + PORTION)
+            start += count
+            if start < len(records):
+                count = max(1, round(PORTION_BYTES * ready.count() / ready.size_bytes()))
+                coming = ahead.submit(portion, start, count)
             for block in ready.to_arrow_refs():  # as they lie in the object store, uncopied
                 for cell in ray.get(block)["content"]:
                     yield read_slab(cell.as_buffer())
