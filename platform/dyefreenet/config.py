@@ -182,7 +182,7 @@ class BaselineConfig(AdversarialConfig):
 class EvaluateConfig(Frozen):
     """Protocols and statistics of the final table."""
 
-    protocols: tuple[str, ...] = ("window600/1", "paper8/1", "texture/1")
+    protocols: tuple[str, ...] = ("window600/1", "paper8/1", "texture/1", "enhancement/1")
     resamples: PositiveInt = 10_000  # of patients, for the bootstrap intervals
 
 

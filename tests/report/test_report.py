@@ -287,6 +287,23 @@ def test_the_worst_cases_are_those_with_the_largest_artery_error(run):
     assert 'data-picture="remap"' not in page  # the viewer shows none of it
 
 
+def test_who_lit_up_most_without_contrast_agent_is_a_worst_case_too(run):
+    rows = pq.read_table(io.BytesIO(run.read("evaluate/rows.parquet"))).to_pylist()
+    invented = {"protocol": "enhancement/1", "metric": "invented", "region": "body"}
+    rows += [
+        row | invented | {"value": 0.001 * (1 + int(row["patient"][-1]))}
+        for row in rows
+        if row["protocol"] == "roi/1" and (row["metric"], row["region"]) == ("mae", "vessel")
+    ]
+    run.write("evaluate/rows.parquet", parquet(rows))
+    results = read_results(run)
+    assert results.worst_columns[1] == ("enhancement/1", "invented", "body")
+    assert results.worst("refine", 1, results.worst_columns[1]) == [("patient-7", 0.008)]
+    words = words_of(page_of(run))
+    assert "with the largest share that lit up without contrast agent, body, enhancement/1" in words
+    assert "DyeFreeNet (refine) patient-7 0.0080 patient-6 0.0070 patient-5 0.0060" in words
+
+
 def test_without_arteries_the_worst_have_the_lowest_psnr(run):
     rows = pq.read_table(io.BytesIO(run.read("evaluate/rows.parquet"))).to_pylist()
     rows = [row for row in rows if row["protocol"] != "roi/1"]

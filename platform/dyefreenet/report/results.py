@@ -33,7 +33,12 @@ STEPS = ("ingest", "ssl", "primary", "primary_scratch", "refine", "unet", "pix2p
 #: What the paper reports for DyeFreeNet minus the comparator (its text has no absolute figures).
 PAPER = {"unet": {"psnr": 2.16, "ssim": 0.26}, "pix2pix": {"psnr": 1.02, "ssim": 0.07}}
 
-_METRICS = {"psnr": ("PSNR", "dB", 2), "ssim": ("SSIM", "", 3), "mae": ("Error", "HU", 1)}
+_METRICS = {
+    "psnr": ("PSNR", "dB", 2),
+    "ssim": ("SSIM", "", 3),
+    "mae": ("Error", "HU", 1),
+    "invented": ("Share that lit up without contrast agent", "", 4),
+}
 COMPUTED = "computed_vessel"  # where nobody drew labels
 _REGIONS = {
     "image": "whole image",
@@ -60,6 +65,8 @@ class Column(NamedTuple):
     @property
     def name(self) -> str:
         """The title within a sentence."""
+        if self.metric == "invented":  # no abbreviation, as PSNR is
+            return self.title[0].lower() + self.title[1:]
         if self.metric != "mae":
             return self.title
         return f"artery error ({self.where})" if self.region == COMPUTED else "artery error"
@@ -78,7 +85,7 @@ class Column(NamedTuple):
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric == "mae"
+        return self.metric in ("mae", "invented")
 
 
 HEADLINE = (
@@ -88,6 +95,7 @@ HEADLINE = (
     Column("roi/1", "mae", COMPUTED),
 )
 ARTERIES = HEADLINE[2:]  # drawn and found on the scan: shown apart, never pooled
+INVENTED = Column("enhancement/1", "invented", "body")
 
 
 class Stratum(NamedTuple):
@@ -243,15 +251,18 @@ class Results:
 
     @property
     def worst_columns(self) -> list[Column]:
-        """What tells good from bad cases: artery error, or PSNR where no patient has arteries.
+        """What tells good from bad cases: artery error, or PSNR where no patient has arteries; and
+        how much lit up that should not have.
 
-        Two where some patients have drawn arteries and some have vessels found on the true scan.
+        Artery error twice where some patients have drawn arteries and some have vessels found on
+        the true scan.
         """
         found = {column for _, column in self.values}
         arteries = [column for column in ARTERIES if column in found]
-        return (
+        quality = (
             arteries or [column for column in (HEADLINE[0], *self.columns) if column in found][:1]
         )
+        return quality + [INVENTED] * (INVENTED in found)
 
     def worst(
         self, method: str, count: int = 3, column: Column | None = None
