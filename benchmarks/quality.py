@@ -219,21 +219,23 @@ def run(job: dict[str, Any], out: str, device_name: str | None, until: float) ->
         generator = state.as_used().networks["generator"]
         weights[stage] = {name: value.cpu() for name, value in generator.state_dict().items()}
         took = {"seconds": time.time() - began, "cpu_seconds": time.process_time() - cpu}
+        told_of = {"training": job["name"], "seed": job["seed"], "stage": stage}
+        _append(Path(out) / "trainings.jsonl", [told_of | took])
         if stage not in job.get("score", job["stages"][-1:]):
             continue
         name = job["name"] if "score" not in job else f"{job['name']}: {stage}"
         rows = score(state, stage, recipe, job, device)
         rows = [{"method": name, "seed": job["seed"]} | row for row in rows]
-        with open(Path(out) / "rows.jsonl", "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        with open(Path(out) / "trainings.jsonl", "a") as file:
-            file.write(
-                json.dumps({"method": name, "seed": job["seed"], "stage": stage} | took) + "\n"
-            )
+        _append(Path(out) / "rows.jsonl", rows)
         psnr, artery = (_mean(rows, *shown) for shown in SHOWN[:3:2])
         cost = f"{took['cpu_seconds']:.0f} CPU s"
         told.append(f"{name:<36} seed {job['seed']} {psnr:6.3f} dB {artery:6.1f} HU, {cost}")
     return "\n".join(told)
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, "a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def score(

@@ -82,7 +82,7 @@ def demo() -> Recipe:
 
 
 def best() -> Recipe:
-    """``demo`` with what further made-up patients liked better, at no more cost than its cascade.
+    """``demo`` with what further made-up patients liked better, at about the cost of its cascade.
 
     Neither the discriminator, nor the perceptual term, nor SSL paid for its time there
     (docs/results.md): without them there are more steps, of slices turned, scaled, shifted and
