@@ -133,6 +133,8 @@ def _packed(slices: Tensor) -> Tensor:
 def _doubled(features: Tensor) -> Tensor:
     """Bilinear to twice the size, in the precision of the features: autocast would make it fp32,
     which the next convolution takes back."""
+    if features.dtype == torch.float32:
+        return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
     with torch.autocast(features.device.type, enabled=False):
         return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
 
