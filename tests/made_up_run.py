@@ -139,7 +139,12 @@ def made_up_run(place):
         ]
     spread = {"psnr": 0.1, "ssim": 0.001, "mae": -2.0}  # patient 0 fares worst, patient 7 best
     rows = [
-        {"patient": patient, "n": 28, "value": entry["mean"] + (i - 3.5) * spread[entry["metric"]]}
+        {
+            "patient": patient,
+            "pair": patient,
+            "n": 28,
+            "value": entry["mean"] + (i - 3.5) * spread[entry["metric"]],
+        }
         | {k: entry[k] for k in ("method", "protocol", "metric", "region")}
         for entry in summary
         for i, patient in enumerate(PATIENTS)

@@ -171,7 +171,7 @@ def test_whoever_tabs_sees_where_the_focus_is(opened):
 
 def test_a_worst_case_opens_its_patient_in_the_viewer(opened):
     page = opened()
-    button = page.locator(f'table.cases button[data-patient="{PATIENTS[1]}"]').last
+    button = page.locator(f'table.cases button[data-pair="{PATIENTS[1]}"]').last
     button.click()
     sync_api.expect(page.locator("#shown")).to_have_text(re.compile(f"Patient {PATIENTS[1]}"))
     sync_api.expect(page.locator("#tiles")).to_be_focused()

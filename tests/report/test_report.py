@@ -282,9 +282,28 @@ def test_the_worst_cases_are_those_with_the_largest_artery_error(run):
     assert results.worst("refine")[0][1] == pytest.approx(117.3 + 7)
     page = page_of(run)
     assert "DyeFreeNet (refine) patient-0 124.3 patient-1 122.3 patient-2 120.3" in words_of(page)
-    opens = re.findall(r'class="open" data-patient="([^"]*)" data-picture="refine"', page)
+    opens = re.findall(r'class="open" data-pair="([^"]*)" data-picture="refine"', page)
     assert opens == [*PATIENTS[:2]] * 2  # of patient 2 no picture is stored
     assert 'data-picture="remap"' not in page  # the viewer shows none of it
+
+
+def test_of_a_patient_scanned_twice_the_worse_scan_opens(run):
+    rows = pq.read_table(io.BytesIO(run.read("evaluate/rows.parquet"))).to_pylist()
+    second = [
+        row | {"pair": "second", "value": row["value"] + (50 if row["metric"] == "mae" else -5)}
+        for row in rows
+        if row["patient"] == PATIENTS[0]
+    ]
+    run.write("evaluate/rows.parquet", parquet(rows + second))
+    write_panel(run, PATIENTS[0], pair="second")
+    results = read_results(run)
+    (column,) = results.worst_columns
+    assert results.worst("refine")[0] == (PATIENTS[0], pytest.approx(117.3 + 7 + 25))
+    assert results.worst_scan("refine", PATIENTS[0], column) == "second"
+    psnr = Column("window600/1", "psnr", "image")
+    assert results.worst_scan("refine", PATIENTS[0], psnr) == "second"  # less is worse
+    opens = re.findall(r'class="open" data-pair="([^"]*)" data-picture="refine"', page_of(run))
+    assert opens == ["second", PATIENTS[1]] * 2
 
 
 def test_who_lit_up_most_without_contrast_agent_is_a_worst_case_too(run):

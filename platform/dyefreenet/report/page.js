@@ -176,15 +176,15 @@ function viewer(data) {
   }
 
   async function drawCase(figure) {
-    const { patient: name, picture } = figure.dataset;
-    const panel = data.patients.find((one) => one.patient === name);
+    const { pair, picture } = figure.dataset;
+    const panel = data.patients.find((one) => one.pair === pair);
     const { images } = panel.slices[placeOf(panel, picture)];
     const [truth, codes] = await Promise.all([decode(images.true), decode(images[picture])]);
     const trio = [["True", truth, null], ["Predicted", codes, null], ["Difference", codes, truth]];
     figure.querySelector(".trio").replaceChildren(...trio.map(([title, values, other]) => {
       const canvas = document.createElement("canvas");
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `${title}, patient ${name}`);
+      canvas.setAttribute("aria-label", `${title}, patient ${panel.patient}`);
       paint(canvas, values, other, panel.spacing);
       return canvas;
     }));
@@ -192,8 +192,8 @@ function viewer(data) {
 
   const placeOf = (panel, picture) => panel.worst[picture] ?? Math.floor(panel.slices.length / 2);
 
-  function openCase({ patient: name, picture }) {
-    patient.selectedIndex = data.patients.findIndex((one) => one.patient === name);
+  function openCase({ pair, picture }) {
+    patient.selectedIndex = data.patients.findIndex((one) => one.pair === pair);
     choosePatient(placeOf(entry(), picture));
     byId("pictures").scrollIntoView();
     tiles.focus({ preventScroll: true });
@@ -253,9 +253,13 @@ function viewer(data) {
     actions[event.key]();
   }
 
+  const scans = new Map(); // of each patient, how many the list has so far
   for (const { patient: name } of data.patients) {
+    const scan = (scans.get(name) ?? 0) + 1;
+    scans.set(name, scan);
     const option = document.createElement("option");
-    option.textContent = name.length > 16 ? `${name.slice(0, 16)}…` : name;
+    option.textContent = (name.length > 16 ? `${name.slice(0, 16)}…` : name)
+      + (scan > 1 ? `, scan ${scan}` : "");
     patient.append(option);
   }
   patient.addEventListener("change", () => choosePatient());

@@ -156,10 +156,14 @@ def _tables(columns: list[Column]) -> list[list[Column]]:
 
 
 class Case(NamedTuple):
-    """A patient on whom a method did badly; ``picture`` names what the viewer shows of it."""
+    """A patient on whom a method did badly, and on which scan it did worst.
+
+    ``picture`` names what the viewer shows of the method.
+    """
 
     column: Column
     patient: str
+    pair: str
     value: float
     picture: str | None
 
@@ -168,18 +172,17 @@ def _worst(
     results: Results, panels: list[dict[str, Any]]
 ) -> list[tuple[Column, list[tuple[str, list[Case]]]]]:
     """Of each column and method the worst patients, and which picture of them there is to open."""
-    stored = {panel["patient"]: panel["slices"][0]["images"] for panel in panels}
+    stored = {panel["pair"]: panel["slices"][0]["images"] for panel in panels}
     found = []
     for column in results.worst_columns:
         methods = []
         for method in results.methods:
             picture = picture_of(method)
-            cases = [
-                Case(
-                    column, patient, value, picture if picture in stored.get(patient, {}) else None
-                )
-                for patient, value in results.worst(method, column=column)
-            ]
+            cases = []
+            for patient, value in results.worst(method, column=column):
+                pair = results.worst_scan(method, patient, column)
+                shown = picture if picture in stored.get(pair, {}) else None
+                cases.append(Case(column, patient, pair, value, shown))
             if cases:
                 methods.append((method, cases))
         found.append((column, methods))

@@ -49,7 +49,7 @@ def read_panels(run: Folder, budget: int = BUDGET) -> tuple[list[dict[str, Any]]
     each would be, all pictures are drawn at half the size, a quarter or an eighth.
 
     Returns:
-        [{patient, spacing [z, y, x] mm, slices: [{index, images: {name: PNG in base64}}],
+        [{pair, patient, spacing [z, y, x] mm, slices: [{index, images: {name: PNG in base64}}],
         worst: {name: position in slices where it goes most wrong}}], and the number of slices left
         out.
     """
@@ -81,7 +81,8 @@ def read_panels(run: Folder, budget: int = BUDGET) -> tuple[list[dict[str, Any]]
             break
         kept[pair][position] = images
     return [
-        _panel(stored[pair], dict(sorted(kept[pair].items())), shrink) for pair in stored
+        _panel(stored[pair], dict(sorted(kept[pair].items())), shrink) | {"pair": pair}
+        for pair in stored
     ], left_out
 
 

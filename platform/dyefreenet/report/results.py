@@ -282,6 +282,17 @@ class Results:
         )
         return ranked[:count]
 
+    def worst_scan(self, method: str, patient: str, column: Column) -> str:
+        """The pair, of a patient with several, with the worst figure; "" where rows name none."""
+        scans = {
+            row.get("pair", ""): row["value"]
+            for row in self.rows
+            if (row["method"], row["patient"]) == (method, patient)
+            and (row["protocol"], row["metric"], row["region"]) == column
+        }
+        choose = max if column.lower_is_better else min
+        return str(choose(sorted(scans), key=scans.__getitem__))
+
     def agreement(self, method: str, region: str = "vessel") -> Agreement | None:
         """Predicted against true median HU of a region; None where the rows hold no medians."""
         predicted = self.values.get((method, Column("roi/1", "median_hu", region)), {})
