@@ -1,11 +1,13 @@
 """Every stage on one small batch: what learns, what must not, and that a resume changes nothing."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 
-from dyefreenet import plan, recipes
+from dyefreenet import hu, plan, recipes
 from dyefreenet.config import (
     BaselineConfig,
     CascadeStageConfig,
@@ -16,9 +18,15 @@ from dyefreenet.config import (
     SslConfig,
 )
 from dyefreenet.errors import StoreError
+from dyefreenet.evaluate import texture
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.stages import STAGES, ssl
-from dyefreenet.stages.adversarial import freeze, score_predictions, take_weights
+from dyefreenet.stages.adversarial import (
+    freeze,
+    high_frequency_power,
+    score_predictions,
+    take_weights,
+)
 
 SMALL = GeneratorConfig(base=4, levels=2)
 FAST = {"lr": 1e-3, "batch": 2, "epochs": 1}
@@ -274,7 +282,7 @@ def test_validation_of_identity_is_perfect_and_of_a_shift_is_known():
     real = torch.zeros(2, 3, 8, 8)
     batch = {"plain": real - 0.5, "contrast": real}  # 200 HU below: every pixel enhances
     exact = score_predictions(iter([batch]), lambda batch: batch["plain"] + 0.5, grid)
-    assert exact["enhanced_mae_hu"] == 0.0 and exact["psnr"] > 100
+    assert exact["enhanced_mae_hu"] == 0.0 and exact["psnr"] > 100 and exact["psnr_window600"] > 100
     shifted = score_predictions(
         iter([batch]), lambda batch: batch["plain"] + 0.6, grid
     )  # 40 HU off
@@ -282,7 +290,46 @@ def test_validation_of_identity_is_perfect_and_of_a_shift_is_known():
     assert shifted["psnr"] == pytest.approx(
         20 * torch.log10(torch.tensor(800 / 40.0)).item(), rel=1e-4
     )
+    assert shifted["psnr_window600"] == pytest.approx(
+        20 * torch.log10(torch.tensor(600 / 40.0)).item(), rel=1e-4
+    )
     assert score_predictions(iter([]), lambda batch: batch["plain"], grid) == {}
+
+
+def test_validation_figures_of_trainings_with_other_windows_compare():
+    """In -200...400 HU, whatever range the network sees."""
+    generator = torch.Generator().manual_seed(0)
+    values = -100 + 400 * torch.rand(2, 2, 3, 16, 16, generator=generator)  # HU, within both
+    figures = []
+    for window in ((-200.0, 600.0), (-1000.0, 1000.0)):
+        plain, real = (hu.to_network(volume, window) for volume in values)
+        batch = {"plain": plain, "contrast": real}
+        figures.append(
+            score_predictions(
+                iter([batch]), lambda batch: batch["plain"], GridConfig(window=window)
+            )
+        )
+    assert figures[0]["psnr_window600"] == pytest.approx(figures[1]["psnr_window600"], rel=1e-5)
+    assert figures[0]["psnr"] != pytest.approx(figures[1]["psnr"], rel=1e-2)
+
+
+def test_validation_tells_blur_from_grain_as_the_texture_protocol_does():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 3, 32, 32, generator=generator) * 0.1
+    batch = {"plain": noise, "contrast": noise}
+
+    def distance(made):
+        return score_predictions(iter([batch]), lambda batch: made, GridConfig())[
+            "texture_distance"
+        ]
+
+    assert distance(noise) == 0.0
+    assert distance(noise / 2) == pytest.approx(2 * math.log(2), rel=1e-4)  # a quarter of the power
+    assert distance(noise * 2) == pytest.approx(2 * math.log(2), rel=0.05)
+    taken = torch.randint(-100, 300, (2, 20, 30), generator=generator)
+    assert high_frequency_power(taken.float()) == pytest.approx(
+        texture.high_frequency_power(taken.numpy().astype(np.int16)), rel=1e-4
+    )
 
 
 def test_a_stage_needs_those_whose_weights_it_reads():

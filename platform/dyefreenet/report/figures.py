@@ -27,6 +27,8 @@ from dyefreenet.report.words import number
 _VALIDATION = "validation/"
 _CURVES = {
     "validation/psnr": "PSNR, dB",
+    "validation/psnr_window600": "PSNR in −200…400 HU, dB",
+    "validation/texture_distance": "Texture: ln of fine power, off by",
     "validation/enhanced_mae_hu": "Error where contrast went, HU",
     "validation/vessel_mae": "Artery error, HU",
 }

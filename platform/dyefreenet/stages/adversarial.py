@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from dyefreenet import hu
 from dyefreenet.config import AdversarialConfig, CascadeStageConfig, GridConfig, Recipe
 from dyefreenet.errors import StoreError
 from dyefreenet.models import losses
@@ -20,6 +22,8 @@ from dyefreenet.train.state import TrainState, adam, update
 Load = Callable[[str], dict[str, Tensor]]  # name of a step to its generator's weights
 
 ENHANCED_HU = 100.0  # true change from which a pixel counts as enhanced, in validation
+JUDGED = (-200.0, 400.0)  # HU; one window for trainings of different windows, that of window600/1
+HALF_NYQUIST = 0.25  # cycles/pixel: above it, noise and edges
 
 
 def add_discriminator(state: TrainState, channels: int, config: AdversarialConfig) -> None:
@@ -149,29 +153,69 @@ def score_predictions(
     predict: Callable[[dict[str, Tensor]], Tensor],
     grid: GridConfig,
 ) -> dict[str, float]:
-    """PSNR in the window, and error where the true scan enhances, over all validation slices.
+    """Figures of all validation slices, the centre one of each triplet.
 
     Args:
         batches: ``plain`` and ``contrast`` triplets, [B, 3, H, W] in [-1, 1].
-        predict: Batches to virtual slices, [B, 1 or 3, H, W]; the centre one is scored.
+        predict: Batches to virtual slices, [B, 1 or 3, H, W].
+
+    Returns:
+        ``psnr`` in the recipe's window; ``psnr_window600`` in -200...400 HU, whatever the window;
+        ``enhanced_mae_hu``, the error where the true scan enhances; ``texture_distance``, |ln| of
+        the power above half of Nyquist, predicted over true. Each where there is something to
+        measure it by.
     """
-    low, high = grid.window
-    squares = count = missed = enhanced = 0.0
+    span = grid.window[1] - grid.window[0]
+    squares = judged = count = missed = enhanced = made_power = true_power = 0.0
     for batch in batches:
         plain, fake, real = map(centre, (batch["plain"], predict(batch), batch["contrast"]))
-        error = (fake.clamp(-1, 1) - real) * (high - low) / 2  # HU
-        where = (real - plain).abs() * (high - low) / 2 > ENHANCED_HU
+        fake = fake.float().clamp(-1, 1)
+        error = (fake - real) * span / 2  # HU
+        where = (real - plain).abs() * span / 2 > ENHANCED_HU
         squares += float((error * error).sum())
+        made, true = (
+            hu.from_network(slices, grid.window).clamp(*JUDGED) for slices in (fake, real)
+        )
+        judged += float(((made - true) ** 2).sum())
+        made_power += high_frequency_power(made)
+        true_power += high_frequency_power(true)
         count += error.numel()
         missed += float(error.abs()[where].sum())
         enhanced += float(where.sum())
     if not count:
         return {}
-    mean_square = torch.tensor(squares / count).clamp_min(1e-12)
-    figures = {"psnr": float(10 * torch.log10((high - low) ** 2 / mean_square))}
+    figures = {
+        "psnr": _psnr(squares / count, span),
+        "psnr_window600": _psnr(judged / count, JUDGED[1] - JUDGED[0]),
+    }
     if enhanced:
         figures["enhanced_mae_hu"] = missed / enhanced
+    if made_power > 0 and true_power > 0:
+        figures["texture_distance"] = abs(math.log(made_power / true_power))
     return figures
+
+
+def _psnr(mean_square: float, span: float) -> float:
+    return 10 * math.log10(span**2 / max(mean_square, 1e-12))
+
+
+def high_frequency_power(slices: Tensor) -> float:
+    """Power above half of Nyquist, HU^2, of slices [B, H, W], under a Hann window.
+
+    The measure of ``texture/1``, in torch, since a stage knows nothing of the evaluation.
+    """
+    height, width = slices.shape[1:]
+    device = slices.device
+    tall, wide = (
+        torch.hann_window(size, periodic=False, device=device) for size in (height, width)
+    )
+    rows, columns = (
+        torch.fft.fftfreq(size, dtype=torch.float64, device=device) for size in (height, width)
+    )
+    level = slices.mean(dim=(1, 2), keepdim=True)
+    spectrum = torch.fft.fft2((slices - level) * tall[:, None] * wide)
+    above = torch.hypot(rows[:, None], columns) > HALF_NYQUIST
+    return float(spectrum.abs().square()[:, above].sum())
 
 
 def centre(slices: Tensor) -> Tensor:
