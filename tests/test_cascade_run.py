@@ -265,24 +265,6 @@ def test_generate_from_the_run_makes_derived_dicom(run, tmp_path):
     assert all("NOT FOR DIAGNOSTIC USE" in image.SeriesDescription for image in made)
 
 
-def test_a_sweep_finds_a_recipe_that_runs(run):
-    """Two trials on the cluster, each a Ray Train run of its own."""
-    from dyefreenet import sweep
-    from dyefreenet.progress import Progress
-    from dyefreenet.runtime import Resources
-
-    recipe = recipes.load(TINY)
-    space = {"unet.mse_weight": {"log": [1e-3, 1e2]}, "unet.decay": {"choice": ["step", "none"]}}
-    best = sweep.sweep(recipe, run, "unet", space, 2, Resources(), Progress())
-    folder, _, _ = best["recipe"].rpartition("/")
-    trials = Folder(folder).read_json("trials.json")["trials"]
-    assert len(trials) == 2 and all(trial["error"] is None for trial in trials)
-    assert best["objective"] == min(trial["objective"] for trial in trials)
-    tuned = recipes.load(best["recipe"])
-    assert tuned.unet.mse_weight == pytest.approx(best["values"]["unet.mse_weight"])
-    assert tuned.primary == recipe.primary
-
-
 def test_an_exported_package_predicts_what_its_run_does(run, tmp_path):
     from dyefreenet.generate.package import export
 

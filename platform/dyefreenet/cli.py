@@ -19,6 +19,7 @@ from dyefreenet.config import PHASES, IngestConfig, Recipe
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, ResourceError
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
+from dyefreenet.space import METHODS
 from dyefreenet.store import MANIFEST, Folder, fingerprint, salt_of
 
 SHIPPED = "shipped"  # the run that comes with the package
@@ -32,7 +33,7 @@ EPILOG = """examples:
   dyefreenet train --stage refine --recipe demo
   dyefreenet evaluate --recipe demo --all-protocols
   dyefreenet generate -i CT_FOLDER -o OUT_FOLDER
-  dyefreenet sweep --recipe demo --stage primary --trials 6
+  dyefreenet sweep --recipe demo --method primary --trials 6
   dyefreenet describe --recipe paper
 
 Patients and series are named by salted hashes. The salt is kept beside the runs; set
@@ -209,10 +210,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_resources(train)
     train.set_defaults(call=_run, only=None)
 
-    sweep = commands.add_parser("sweep", help="search a stage's settings with Ray Tune and Optuna")
-    sweep.add_argument("--stage", default="primary", help="stage to tune (default: primary)")
-    sweep.add_argument("--trials", type=int, default=6, help="trials (default: 6)")
-    sweep.add_argument("--space", help="YAML of fields and ranges (default: lambda, lr, decay)")
+    sweep = commands.add_parser(
+        "sweep",
+        help="search a method's settings with Ray Tune and Optuna",
+        description="Search a method's settings with Ray Tune and Optuna, on validation patients "
+        "alone. Bad trials are stopped early; a sweep that was killed goes on where it was.",
+    )
+    sweep.add_argument(
+        "--method",
+        default="primary",
+        choices=METHODS,
+        help="what to tune; cascade: primary and refine together (default: primary)",
+    )
+    sweep.add_argument("--trials", type=int, default=12, help="trials (default: 12)")
+    sweep.add_argument("--minutes", type=float, help="stop after so many (default: no limit)")
+    sweep.add_argument(
+        "--space",
+        help="YAML of fields and ranges, such as 'primary.lr: {log: [1.0e-4, 1.0e-2]}', "
+        "'primary.decay: {choice: [step, none]}', 'primary.epochs: {whole: [2, 4]}' (default: "
+        "learning rate, decay, lambda, weight of vessels, discriminator's rate)",
+    )
     _add_recipe(sweep)
     _add_resources(sweep)
     sweep.set_defaults(call=_sweep)
@@ -528,25 +545,28 @@ def _print_report(run: Folder, again: bool) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from dyefreenet import runtime, sweep
+    from dyefreenet import runtime, space, sweep
     from dyefreenet.pipeline import run_steps
-    from dyefreenet.stages import STAGES
 
     recipe, run = _open(options)
-    if options.stage not in STAGES:
-        raise InputError(f"--stage: expected one of {', '.join(STAGES)}, found {options.stage!r}")
-    if options.trials < 1:
-        raise InputError(f"--trials: expected at least 1, found {options.trials}")
-    space = sweep.read_space(options.space) if options.space else sweep.default_space(options.stage)
-    sweep.check_space(space, recipe)
+    method = options.method
+    for name, value in (("--trials", options.trials), ("--minutes", options.minutes)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name}: expected more than 0, found {value}")
+    searched = space.read_space(options.space) if options.space else space.default_space(method)
+    space.check_space(searched, recipe, method)
     progress, resources = Progress(), _resources(options)
     run.require_writable()
-    before = _asked(recipe, ("phantom", "ingest", *recipe.needs(options.stage)))
-    run_steps(recipe, run, resources, progress, before, options.verbose)
+    own = space.METHODS[method]
+    before = {need for stage in own for need in recipe.needs(stage)} - set(own)
+    steps = _asked(recipe, ("phantom", "ingest", *before))
+    run_steps(recipe, run, resources, progress, steps, options.verbose)
     runtime.connect(options.verbose)
-    best = sweep.sweep(recipe, run, options.stage, space, options.trials, resources, progress)
-    values = ", ".join(f"{name}={value}" for name, value in best["values"].items())
-    print(f"best: {values}\n{sweep.OBJECTIVE}: {best['objective']:.1f}\nrecipe: {best['recipe']}")
+    found = sweep.sweep(
+        recipe, run, method, searched, options.trials, resources, progress, options.minutes
+    )
+    print(sweep.table_text(found))
+    print(f"\nrecipe of the best: {found['recipe']}")
 
 
 def _generate(options: argparse.Namespace) -> None:

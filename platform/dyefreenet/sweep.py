@@ -1,7 +1,9 @@
-"""Search of a stage's settings: Ray Tune with Optuna, each trial a real Ray Train run. RAY."""
+"""Search of a method's settings: Ray Tune with Optuna, each trial real Ray Train runs. RAY."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,189 +11,358 @@ import yaml
 
 from dyefreenet import recipes, runtime
 from dyefreenet.config import Recipe
-from dyefreenet.errors import ConfigError, DyeFreeNetError
+from dyefreenet.errors import DyeFreeNetError, StoreError
+from dyefreenet.plan import steps_of
 from dyefreenet.progress import Progress
 from dyefreenet.runtime import Resources
+from dyefreenet.space import AIMS, METHODS, Space, best_of, pareto, starting_point, trained
 from dyefreenet.stages import STAGES
-from dyefreenet.stages.launch import make_trainer
+from dyefreenet.stages.launch import train
 from dyefreenet.store import Folder, fingerprint
 
-OBJECTIVE = "validation/enhanced_mae_hu"  # a blurred vessel costs here, while PSNR forgives it
-
-Space = dict[str, dict[str, list[Any]]]
-
-
-def default_space(stage: str) -> Space:
-    """Lambda, learning rate and decay, as the paper left them open (L1, S5, T1, T2)."""
-    return {
-        f"{stage}.mse_weight": {"log": [1e-3, 1e2]},
-        f"{stage}.lr": {"log": [1e-5, 1e-2]},
-        f"{stage}.decay": {"choice": ["step", "cosine", "linear", "none"]},
-    }
-
-
-def read_space(path: str) -> Space:
-    """A space from YAML: ``field: {log: [low, high]}``, ``{uniform: ...}`` or ``{choice: [...]}``.
-
-    Raises:
-        ConfigError: Not a file of that form.
-    """
-    try:
-        space = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--space {path}: expected a YAML file, found: {error}") from error
-    if not isinstance(space, dict) or not space:
-        raise ConfigError(f"--space {path}: expected fields with ranges, found {space!r}")
-    return space
-
-
-def check_space(space: Space, recipe: Recipe) -> None:
-    """Every name is a field of the recipe, and both ends of each range are values of it.
-
-    Raises:
-        ConfigError: Before anything has started.
-    """
-    for name, entry in space.items():
-        kind, values = next(iter(entry.items())) if isinstance(entry, dict) and entry else ("", [])
-        if kind not in ("log", "uniform", "choice") or not isinstance(values, list) or not values:
-            raise ConfigError(
-                f"space {name}: expected {{log: [low, high]}}, {{uniform: [low, high]}} or "
-                f"{{choice: [...]}}, found {entry!r}"
-            )
-        if kind != "choice":
-            ends = [float(value) for value in values]
-            if len(ends) != 2 or not ends[0] < ends[1] or (kind == "log" and ends[0] <= 0):
-                raise ConfigError(f"space {name}: expected low < high, found {values}")
-        for value in values:
-            recipes.change(recipe, {name: value})
+STEP = "sweep"  # folder of the run
+EPOCHS = "trial_epoch"  # of all stages of a trial together
 
 
 def sweep(
     recipe: Recipe,
     run: Folder,
-    stage: str,
+    method: str,
     space: Space,
     trials: int,
     resources: Resources,
     progress: Progress,
+    minutes: float | None = None,
 ) -> dict[str, Any]:
-    """Try settings of one stage on the validation split; the best becomes a recipe file.
+    """Try settings of a method, judged by validation patients; the best becomes a recipe file.
 
-    The steps that the stage needs are finished before, and all trials share them. A sweep that was
-    killed goes on: its finished trials stay finished.
+    What the method needs and no trial changes is finished before, and all trials share it. The
+    first trial is the recipe as it is, where it lies within the space. A sweep that was killed goes
+    on: its finished trials stay finished, others continue from their checkpoints.
+
+    Args:
+        minutes: After which no trial goes on; what is finished then is judged.
 
     Returns:
-        The best trial: its values, its objective, and where its recipe lies.
+        What ``{run}/sweep/{method}/trials.json`` holds, and ``recipe``, the file of the best.
+
+    Raises:
+        StoreError: There is a sweep of this method with another space, recipe or number of trials.
+        DyeFreeNetError: No trial was finished.
     """
+    target = run / STEP / method
+    _claim(target, recipe, method, space, trials)
+    results = _run_trials(recipe, run, target, method, space, trials, resources, progress, minutes)
+    found = _summary(results, recipe, method, space)
+    target.write_json("trials.json", found)
+    target.write("optuna.journal", _journal(found, space))
+    best = recipes.change(recipe, found["trials"][found["best"]]["values"])
+    best = best.model_copy(update={"name": f"{recipe.name}-tuned"})
+    content = f"# Found by a sweep of {method}; use it with --recipe.\n" + yaml.safe_dump(
+        best.model_dump(mode="json"), sort_keys=False
+    )
+    target.write("best.yaml", content.encode())
+    return found | {"recipe": f"{target}/best.yaml"}
+
+
+def _claim(target: Folder, recipe: Recipe, method: str, space: Space, trials: int) -> None:
+    """Say what this sweep is, or see that it is the one that was begun here."""
+    values = recipe.model_dump(mode="json")
+    mine = {
+        "trials": trials,
+        "space": {name: {one.kind: list(one.values)} for name, one in space.items()},
+        "recipe": {name: values[name] for name in values if name not in ("name", "evaluate")},
+    }
+    if not target.exists("sweep.json"):
+        target.write_json("sweep.json", mine)
+        return
+    theirs = target.read_json("sweep.json")
+    for name, value in json.loads(json.dumps(mine)).items():
+        if theirs.get(name) != value:
+            told = f"{theirs.get(name)}, now {value}" if name != "recipe" else "another one"
+            raise StoreError(
+                f"{target}: this sweep was begun with {name} {told}; go on with the same, choose "
+                "another --run name, or delete that folder"
+            )
+
+
+def _run_trials(
+    recipe: Recipe,
+    run: Folder,
+    target: Folder,
+    method: str,
+    space: Space,
+    trials: int,
+    resources: Resources,
+    progress: Progress,
+    minutes: float | None,
+) -> Any:
+    """Tune's result grid."""
     import optuna
     from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Another stage, space, recipe or number of trials is another sweep, in a folder of its own.
-    asked = {"stage": stage, "space": space, "trials": trials}
-    mark = fingerprint(asked | {"recipe": recipe.model_dump(mode="json")}, {})
-    target = run / "sweep" / f"{stage}-{mark}"
     share = runtime.share_of(resources)
-    epochs, total = STAGES[stage].config(recipe).epochs, trials
     values = recipe.model_dump(mode="json")
+    epochs = _epochs(recipe, method)
 
-    def trial(chosen: dict[str, Any]) -> None:
-        changed = recipes.change(recipes.validate(values), chosen)
-        name = f"trial-{tune.get_context().get_trial_id()}"
-        make_trainer(
-            changed,
-            stage,
-            run,
-            target / name,
-            "train",
-            resources.workers,
-            share,
-            callbacks=[TuneReportCallback()],
-        ).fit()
-
-    param_space = {}
-    for name, entry in space.items():
-        kind, ends = next(iter(entry.items()))
-        if kind == "choice":
-            param_space[name] = tune.choice(ends)
-        else:
-            draw = tune.loguniform if kind == "log" else tune.uniform
-            param_space[name] = draw(float(ends[0]), float(ends[1]))
+    def trial(drawn: dict[str, Any]) -> None:
+        own = target / f"trial-{tune.get_context().get_trial_id()}"
+        _train_trial(recipes.validate(values), run, own, method, drawn, resources, share)
 
     class Told(tune.Callback):
         """Says how each trial does; Tune keeps it with the sweep, so it holds plain values only."""
 
         def say(self, trials: list[Any], trial: Any, text: str) -> None:
-            Progress().say("sweep", f"trial {trials.index(trial) + 1}/{total} {text}")
+            Progress().say("sweep", f"trial {trials.index(trial) + 1} {text}")
 
         def on_trial_start(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
             settings = ", ".join(f"{name}={_short(value)}" for name, value in trial.config.items())
             self.say(trials, trial, f"started: {settings}")
 
         def on_trial_result(self, iteration, trials, trial, result, **info):  # type: ignore[no-untyped-def]
-            error = f"{result[OBJECTIVE]:.1f} HU, epoch {result['epoch']:g} of {epochs}"
-            self.say(trials, trial, error)
+            figures = ", ".join(
+                f"{aim.title} {result[aim.figure]:.4g}" for aim in AIMS if aim.figure in result
+            )
+            self.say(trials, trial, f"epoch {result[EPOCHS]:g} of {epochs}: {figures}")
 
         def on_trial_complete(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
             self.say(trials, trial, "ended")
 
         def on_trial_error(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
-            self.say(trials, trial, "failed")
+            self.say(trials, trial, "failed; the others go on")
 
-    trainable = tune.with_resources(trial, {"CPU": 0.01})  # the trainer inside books its own
+    # The trainers of a trial book their own CPUs; a CPU booked here would starve them.
+    trainable = tune.with_resources(trial, {"CPU": 0.01})
     experiment = f"{target.uri}/tune"
-    progress.say("sweep", f"{trials} trials of {stage}, over {', '.join(space)}")
+    progress.say("sweep", f"{trials} trials of {method}, over {', '.join(space)}")
     if tune.Tuner.can_restore(experiment):
         tuner = tune.Tuner.restore(
-            experiment, trainable, resume_unfinished=True, restart_errored=True
+            experiment, trainable, resume_unfinished=True, restart_errored=False
         )
-    else:
-        search = ConcurrencyLimiter(
-            OptunaSearch(metric=OBJECTIVE, mode="min", seed=recipe.seed),
-            max_concurrent=runtime.parallel_steps(resources),
-        )
-        scheduler = ASHAScheduler(
-            time_attr="epoch", metric=OBJECTIVE, mode="min", max_t=epochs + 1, grace_period=1
-        )
-        tuner = tune.Tuner(
-            trainable,
-            param_space=param_space,
-            tune_config=tune.TuneConfig(num_samples=trials, search_alg=search, scheduler=scheduler),
-            run_config=tune.RunConfig(
-                name="tune", storage_path=target.uri, verbose=0, callbacks=[Told()]
+        return tuner.fit()
+    first = starting_point(space, recipe)
+    search = OptunaSearch(
+        _distributions(space),
+        metric=[aim.figure for aim in AIMS],
+        mode=[aim.mode for aim in AIMS],
+        sampler=optuna.samplers.TPESampler(seed=recipe.seed, multivariate=True),
+        points_to_evaluate=[{name: _plain(value) for name, value in first.items()}]
+        if first
+        else None,
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=trials,
+            search_alg=ConcurrencyLimiter(search, runtime.parallel_steps(resources)),
+            scheduler=ASHAScheduler(  # by the first of the aims: it is the task
+                time_attr=EPOCHS,
+                metric=AIMS[0].figure,
+                mode=AIMS[0].mode,
+                max_t=epochs + 1,
+                grace_period=1,
+                reduction_factor=2,
             ),
-        )
-    results = tuner.fit()
+            time_budget_s=None if minutes is None else 60 * minutes,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=target.uri, verbose=0, callbacks=[Told()]
+        ),
+    )
+    return tuner.fit()
+
+
+def _train_trial(
+    recipe: Recipe,
+    run: Folder,
+    own: Folder,
+    method: str,
+    drawn: dict[str, Any],
+    resources: Resources,
+    share: runtime.Share,
+) -> None:
+    """The stages of one trial, one after the other, each published in the trial's own folder.
+
+    Reports to Tune every epoch of the method's own stages and, at the end, the figures of the
+    weights that are kept.
+    """
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Reported(TuneReportCallback):  # type: ignore[misc]  # it declares no types
+        """Of several stages, epochs go on counting."""
+
+        def __init__(self, before: int) -> None:
+            super().__init__()
+            self.before = before
+
+        def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
+            mine = metrics[0] | {EPOCHS: self.before + metrics[0]["epoch"]}
+            super().after_report(run_context, [mine], checkpoint)
+
+    changed = recipes.change(recipe, unpacked(drawn))
+    stages = trained(recipe, changed, method)
+    steps = {step.name: step for step in steps_of(changed)}
+    shared = {name: run / name for name in ("ingest", *STAGES) if name not in stages}
+    before, figures = 0, {}
+    for name in stages:
+        folder, mark = own / name, fingerprint(steps[name].config, {})
+        counts = name in METHODS[method]
+        if (manifest := folder.manifest()) is None:
+            facts = train(
+                changed,
+                name,
+                own,
+                mark,
+                resources.workers,
+                share,
+                shared=shared,
+                callbacks=[Reported(before)] if counts else [],
+            )
+            folder.publish(mark, steps[name].config, **facts)
+            manifest = facts
+        if counts:
+            before += STAGES[name].config(changed).epochs
+            figures = manifest["figures"]
+    tune.report(figures | {EPOCHS: float(before), "finished": True})
+
+
+def _epochs(recipe: Recipe, method: str) -> int:
+    return sum(STAGES[stage].config(recipe).epochs for stage in METHODS[method])
+
+
+def _distributions(space: Space) -> dict[str, Any]:
+    """Ranges as Optuna knows them. Its choices are plain values; others travel as JSON."""
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    found: dict[str, Any] = {}
+    for name, one in space.items():
+        if one.kind == "choice":
+            found[name] = CategoricalDistribution([_plain(value) for value in one.values])
+        elif one.kind == "whole":
+            found[name] = IntDistribution(*one.values)
+        else:
+            low, high = one.values
+            found[name] = FloatDistribution(low, high, log=one.kind == "log")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A list as JSON, since Optuna's choices cannot be lists."""
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def unpacked(drawn: dict[str, Any]) -> dict[str, Any]:
+    """What Optuna drew, with lists as they were written in the space."""
+    return {
+        name: json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+        for name, value in drawn.items()
+    }
+
+
+def _summary(results: Any, recipe: Recipe, method: str, space: Space) -> dict[str, Any]:
+    """A row a trial, the Pareto front and the best of those that were trained to the end.
+
+    Raises:
+        DyeFreeNetError: There are none.
+    """
+    total = _epochs(recipe, method)
     rows: list[dict[str, Any]] = []
-    for number in range(len(results)):
-        result = results[number]
+    for result in results:
         metrics = result.metrics or {}
+        state = "failed" if result.error else "done" if metrics.get("finished") else "stopped"
         rows.append(
             {
-                "values": result.config,
-                "objective": metrics.get(OBJECTIVE),
-                "psnr": metrics.get("validation/psnr"),
-                "epochs": metrics.get("epoch"),
+                "values": unpacked(result.config or {}),
+                "state": state,
+                "epochs": metrics.get(EPOCHS, 0.0),
+                "seconds": metrics.get("time_total_s"),
                 "error": str(result.error).splitlines()[-1] if result.error else None,
             }
+            | {aim.figure: metrics.get(aim.figure) for aim in AIMS}
         )
-    good = [row for row in rows if row["objective"] is not None]
-    if not good:
-        raise DyeFreeNetError(f"sweep: expected a finished trial, found {len(rows)} that failed")
-    best = min(good, key=lambda row: row["objective"])
-    target.write_json("trials.json", {"objective": OBJECTIVE, "trials": rows})
-    tuned = recipes.change(recipe, best["values"]).model_copy(
-        update={"name": f"{recipe.name}-tuned"}
-    )
-    content = "# Found by a sweep; use it with --recipe.\n" + yaml.safe_dump(
-        tuned.model_dump(mode="json"), sort_keys=False
-    )
-    target.write("best.yaml", content.encode())
-    return best | {"recipe": f"{target}/best.yaml"}
+    done = [
+        place
+        for place, row in enumerate(rows)
+        if row["state"] == "done" and all(row[aim.figure] is not None for aim in AIMS)
+    ]
+    if not done:
+        errors = [row["error"] for row in rows if row["error"]]
+        raise DyeFreeNetError(
+            f"sweep: expected a trial trained to its end, found none of {len(rows)}"
+            + (f"; the first failed with: {errors[0]}" if errors else "")
+        )
+    finished = [rows[place] for place in done]
+    spent = sum(float(row["epochs"]) for row in rows)
+    return {
+        "method": method,
+        "aims": [aim._asdict() for aim in AIMS],
+        "trials": rows,
+        "front": [done[place] for place in pareto(finished)],
+        "best": done[best_of(finished)],
+        "epochs_saved": 1.0 - spent / (total * len(rows)),
+    }
+
+
+def table_text(found: dict[str, Any]) -> str:
+    """The trials of a summary, for a terminal."""
+    heads = ["trial", "state", "epochs", *(aim["title"] for aim in found["aims"]), "settings"]
+    lines = []
+    for number, row in enumerate(found["trials"]):
+        mark = "best" if number == found["best"] else "front" if number in found["front"] else ""
+        figures = [
+            "-" if row[aim["figure"]] is None else f"{row[aim['figure']]:.4g}"
+            for aim in found["aims"]
+        ]
+        settings = ", ".join(f"{name}={_short(value)}" for name, value in row["values"].items())
+        state = f"{row['state']} {mark}".strip()
+        lines.append([str(number + 1), state, f"{row['epochs']:g}", *figures, settings])
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    shown = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [heads, *lines]
+    ]
+    saved = f"early stopping saved {100 * found['epochs_saved']:.0f} % of the epochs"
+    return "\n".join([*shown, saved])
+
+
+def _journal(found: dict[str, Any], space: Space) -> bytes:
+    """The trials as a file that optuna-dashboard opens."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState, create_trial
+
+    distributions = _distributions(space)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "optuna.journal"
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(place))),
+            study_name=found["method"],
+            directions=["minimize" if aim.mode == "min" else "maximize" for aim in AIMS],
+        )
+        study.set_metric_names([aim.title for aim in AIMS])
+        for row in found["trials"]:
+            figures = [row[aim.figure] for aim in AIMS]
+            good = row["state"] == "done" and None not in figures
+            study.add_trial(
+                create_trial(
+                    state=TrialState.COMPLETE if good else TrialState.FAIL,
+                    values=figures if good else None,
+                    params={name: _plain(value) for name, value in row["values"].items()},
+                    distributions=distributions,
+                    user_attrs={"state": row["state"], "epochs": row["epochs"]},
+                )
+            )
+        return place.read_bytes()
 
 
 def _short(value: Any) -> str:

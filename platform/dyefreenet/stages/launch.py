@@ -90,14 +90,16 @@ def make_trainer(
     workers: int | tuple[int, int],
     share: Share,
     ticker: Any = None,
+    shared: dict[str, Folder] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> TorchTrainer:
     """The Ray Train run of one stage; the same name goes on where it was killed.
 
     Args:
-        run: Where the stages that it needs lie.
+        run: Where the steps that it needs lie, but for those of ``shared``.
         target: Where its own metrics and checkpoints go.
         workers: How many, or at least and at most.
+        shared: Steps that lie elsewhere, by name.
     """
     return TorchTrainer(
         worker,
@@ -105,6 +107,7 @@ def make_trainer(
             "recipe": recipe.model_dump(mode="json"),
             "stage": stage,
             "run": run.uri,
+            "shared": {step: place.uri for step, place in (shared or {}).items()},
             "target": target.uri,
             "threads": share.threads,
             "ticker": ticker,
@@ -136,8 +139,14 @@ def train(
     workers: int | tuple[int, int],
     share: Share,
     ticker: Any = None,
+    shared: dict[str, Folder] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train a stage on the cluster; its weights land in ``{run}/{stage}/weights``.
+
+    Args:
+        workers, shared: As in ``make_trainer``.
+        callbacks: Of Ray Train, told of every epoch.
 
     Returns:
         Facts for the manifest: digests of the files and the last epoch's figures.
@@ -151,7 +160,10 @@ def train(
     if step.exists(GIVEN_UP):
         step.remove(GIVEN_UP)
     result = _fit(
-        lambda: make_trainer(recipe, stage, run, step, name, workers, share, ticker), step
+        lambda: make_trainer(
+            recipe, stage, run, step, name, workers, share, ticker, shared, callbacks
+        ),
+        step,
     )
     if step.exists(GIVEN_UP):
         raise DyeFreeNetError(f"{stage}: {step.read(GIVEN_UP).decode()}")
@@ -232,7 +244,12 @@ def _work(payload: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(payload["recipe"])
     stage = payload["stage"]
     spec, run, target = STAGES[stage], Folder(payload["run"]), Folder(payload["target"])
-    config, ingest, ticker = spec.config(recipe), run / "ingest", payload["ticker"]
+    config, ticker = spec.config(recipe), payload["ticker"]
+
+    def place_of(step: str) -> Folder:
+        return Folder(payload["shared"][step]) if step in payload["shared"] else run / step
+
+    ingest = place_of("ingest")
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     chief, device = rank == 0, get_device()
@@ -241,7 +258,7 @@ def _work(payload: dict[str, Any]) -> None:
     if mean_over_workers(lacking) > 0:  # of one worker or more; all give up together
         raise ConfigError(NO_MLFLOW)
     torch.manual_seed(recipe.seed)  # every worker starts from the same weights
-    state = spec.code.build(config, recipe, lambda step: load_weights(run / step))
+    state = spec.code.build(config, recipe, lambda step: load_weights(place_of(step)))
     if config.ema:
         state.start_averages()
     state.to(device)
