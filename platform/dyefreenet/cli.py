@@ -566,7 +566,7 @@ def _sweep(options: argparse.Namespace) -> None:
         recipe, run, method, searched, options.trials, resources, progress, options.minutes
     )
     print(sweep.table_text(found))
-    print(f"\nrecipe of the best: {found['recipe']}")
+    print(f"\nrecipe of the best: {found['recipe']}\nreport: {found['page']}")
 
 
 def _generate(options: argparse.Namespace) -> None:

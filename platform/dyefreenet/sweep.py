@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dyefreenet.config import Recipe
 from dyefreenet.errors import DyeFreeNetError, StoreError
 from dyefreenet.plan import steps_of
 from dyefreenet.progress import Progress
+from dyefreenet.report import write_sweep
 from dyefreenet.runtime import Resources
 from dyefreenet.space import AIMS, METHODS, Space, best_of, pareto, starting_point, trained
 from dyefreenet.stages import STAGES
@@ -54,15 +56,17 @@ def sweep(
     _claim(target, recipe, method, space, trials)
     results = _run_trials(recipe, run, target, method, space, trials, resources, progress, minutes)
     found = _summary(results, recipe, method, space)
+    journal, found["importance"] = _study(found, space)
     target.write_json("trials.json", found)
-    target.write("optuna.journal", _journal(found, space))
+    target.write("optuna.journal", journal)
+    page = write_sweep(target)
     best = recipes.change(recipe, found["trials"][found["best"]]["values"])
     best = best.model_copy(update={"name": f"{recipe.name}-tuned"})
     content = f"# Found by a sweep of {method}; use it with --recipe.\n" + yaml.safe_dump(
         best.model_dump(mode="json"), sort_keys=False
     )
     target.write("best.yaml", content.encode())
-    return found | {"recipe": f"{target}/best.yaml"}
+    return found | {"recipe": f"{target}/best.yaml", "page": page}
 
 
 def _claim(target: Folder, recipe: Recipe, method: str, space: Space, trials: int) -> None:
@@ -286,6 +290,7 @@ def _summary(results: Any, recipe: Recipe, method: str, space: Space) -> dict[st
                 "epochs": metrics.get(EPOCHS, 0.0),
                 "seconds": metrics.get("time_total_s"),
                 "error": str(result.error).splitlines()[-1] if result.error else None,
+                "curve": _curve(result),
             }
             | {aim.figure: metrics.get(aim.figure) for aim in AIMS}
         )
@@ -312,6 +317,15 @@ def _summary(results: Any, recipe: Recipe, method: str, space: Space) -> dict[st
     }
 
 
+def _curve(result: Any) -> list[list[float]]:
+    """Epoch and the first of the aims, of every report of a trial."""
+    told = result.metrics_dataframe
+    if told is None or AIMS[0].figure not in told or EPOCHS not in told:
+        return []
+    pairs = told[[EPOCHS, AIMS[0].figure]].dropna().drop_duplicates(EPOCHS, keep="last")
+    return [[float(epoch), float(value)] for epoch, value in pairs.itertuples(index=False)]
+
+
 def table_text(found: dict[str, Any]) -> str:
     """The trials of a summary, for a terminal."""
     heads = ["trial", "state", "epochs", *(aim["title"] for aim in found["aims"]), "settings"]
@@ -334,9 +348,13 @@ def table_text(found: dict[str, Any]) -> str:
     return "\n".join([*shown, saved])
 
 
-def _journal(found: dict[str, Any], space: Space) -> bytes:
-    """The trials as a file that optuna-dashboard opens."""
+def _study(found: dict[str, Any], space: Space) -> tuple[bytes, dict[str, float]]:
+    """The trials as a file that optuna-dashboard opens, and how much each field matters.
+
+    Importance is PED-ANOVA's, for the first of the aims; empty under two finished trials.
+    """
     import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState, create_trial
@@ -362,7 +380,18 @@ def _journal(found: dict[str, Any], space: Space) -> bytes:
                     user_attrs={"state": row["state"], "epochs": row["epochs"]},
                 )
             )
-        return place.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            evaluator = PedAnovaImportanceEvaluator()
+        finished = sum(one.state == TrialState.COMPLETE for one in study.trials)
+        importance = (
+            get_param_importances(
+                study, evaluator=evaluator, target=lambda one: one.values[0], normalize=True
+            )
+            if finished > 1
+            else {}
+        )
+        return place.read_bytes(), {name: float(share) for name, share in importance.items()}
 
 
 def _short(value: Any) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -202,6 +203,97 @@ def agreement_chart(
         label = f"{level:+.0f}".replace("-", "−")
         parts.append(text(WIDTH - right + 5, lowest, label, "start", "strong"))
     return svg(title, WIDTH, HEIGHT + 14, parts)
+
+
+def scatter_chart(title: str, points: Sequence[tuple[float, float, str, str]]) -> str:
+    """Points by two figures: across, up, CSS class and label of each."""
+    points = [one for one in points if math.isfinite(one[0]) and math.isfinite(one[1])]
+    if not points:
+        return ""
+    x_ticks = ticks(min(one[0] for one in points), max(one[0] for one in points), 4)
+    y_ticks = ticks(min(one[1] for one in points), max(one[1] for one in points), 4)
+
+    def x_of(x: float) -> float:
+        return LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - 2 * RIGHT)
+
+    def y_of(y: float) -> float:
+        share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    parts = _rungs(y_ticks, y_of)
+    for tick in x_ticks:
+        parts.append(text(x_of(tick), HEIGHT - BOTTOM + 15, _short(tick, x_ticks), "middle"))
+    for x, y, style, label in points:
+        at = f'cx="{x_of(x):.1f}" cy="{y_of(y):.1f}"'
+        parts.append(f'<g class="{escape(style)}"><circle {at} r="4.5"/></g>')
+        parts.append(text(x_of(x) + 7, y_of(y) - 5, label, "start"))
+    return svg(title, WIDTH, HEIGHT, parts)
+
+
+def parallel_chart(
+    title: str, axes: Sequence[tuple[str, Sequence[Any]]], lines: Sequence[tuple[str, int]]
+) -> str:
+    """Parallel coordinates: an axis a figure, a line a row.
+
+    Args:
+        axes: Name and, of each row, the value; numbers that span two powers of ten and more lie by
+            logarithm, words and lists side by side, and None is left out of the line.
+        lines: CSS class and row of each line, in the order of drawing.
+    """
+    gap, height, top, bottom = 116, 290, 58, 270
+    width = gap * max(len(axes), 2)
+    parts, places = [], []
+    for number_of, (name, values) in enumerate(axes):
+        at = gap * (number_of + 0.5)
+        known = [value for value in values if value is not None]
+        place, least, most = _axis(known)
+        places.append(place)
+        parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>')
+        for row, word in enumerate(_folded(name)):
+            parts.append(text(at, 13 + 14 * row, word, "middle", "strong"))
+        parts.append(text(at, top - 4, most, "middle"))
+        parts.append(text(at, bottom + 15, least, "middle"))
+    for style, row in lines:
+        points = [
+            f"{gap * (column + 0.5):.1f},{bottom - places[column](value) * (bottom - top):.1f}"
+            for column, (_, values) in enumerate(axes)
+            if (value := values[row]) is not None
+        ]
+        joined = " ".join(points)
+        parts.append(f'<g class="{escape(style)}"><polyline points="{joined}"/></g>')
+    drawn = svg(title, width, height, parts)
+    return drawn.replace("<svg ", '<svg class="parallel" ', 1)
+
+
+def _axis(known: Sequence[Any]) -> tuple[Callable[[Any], float], str, str]:
+    """Where a value lies, from 0 to 1, and what stands at both ends."""
+    if known and all(isinstance(value, int | float) for value in known):
+        low, high = min(known), max(known)
+        if low == high:
+            return lambda value: 0.5, "", f"{high:.3g}"
+        by_power = low > 0 and high / low >= 100
+
+        def scaled(value: Any) -> float:
+            if by_power:
+                return math.log(value / low) / math.log(high / low)
+            return float((value - low) / (high - low))
+
+        return scaled, f"{low:.3g}", f"{high:.3g}"
+    words = sorted({str(value) for value in known})
+    steps = max(len(words) - 1, 1)
+    ends = (words[0], words[-1]) if len(words) > 1 else ("", words[0] if words else "")
+    return lambda value: words.index(str(value)) / steps, *ends
+
+
+def _folded(name: str, longest: int = 17) -> list[str]:
+    """A name in at most three lines, at its dots, underlines and spaces."""
+    pieces = re.findall(r"[^._ ]+[._ ]?", name)
+    rows = [""]
+    for piece in pieces:
+        if rows[-1] and len(rows[-1] + piece) > longest and len(rows) < 3:
+            rows.append("")
+        rows[-1] += piece
+    return rows
 
 
 def _rungs(marks: Sequence[float], y_of: Callable[[float], float], right: int = RIGHT) -> list[str]:
