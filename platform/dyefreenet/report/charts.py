@@ -285,9 +285,9 @@ def _axis(known: Sequence[Any]) -> tuple[Callable[[Any], float], str, str]:
     return lambda value: words.index(str(value)) / steps, *ends
 
 
-def _folded(name: str, longest: int = 17) -> list[str]:
+def _folded(name: str, longest: int = 15) -> list[str]:
     """A name in at most three lines, at its dots, underlines and spaces."""
-    pieces = re.findall(r"[^._ ]+[._ ]?", name)
+    pieces = re.findall(r"[^._ ]*[._ ]+|[^._ ]+$", name)
     rows = [""]
     for piece in pieces:
         if rows[-1] and len(rows[-1] + piece) > longest and len(rows) < 3:
