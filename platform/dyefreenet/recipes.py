@@ -99,8 +99,8 @@ def best() -> Recipe:
         "adversarial_weight": 0.0,
         "perceptual_weight": 0.0,
         "l1_weight": 0.0,
-        "vessel_weight": 6.0,
-        "vessel_l1_weight": 8.0,
+        "vessel_weight": 2.0,
+        "vessel_l1_weight": 10.0,
         "ema": 0.99,
         "init": "random",
         "augment": {
@@ -142,7 +142,7 @@ def real() -> Recipe:
     values["ingest"] |= {"validation": 0.06, "test": 0.06}
     values["generator"] |= {"base": 16, "levels": 4}
     # Vessels weigh less: more patients tell more of what is none.
-    large = {"batch": 16, "vessel_weight": 4.0}
+    large = {"batch": 16, "vessel_weight": 4.0, "vessel_l1_weight": 8.0}
     values["primary"] |= large | {"lr": 3e-3, "epochs": 40}
     values["refine"] |= large | {"epochs": 4}
     return Recipe.model_validate(values)

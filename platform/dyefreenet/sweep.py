@@ -23,6 +23,7 @@ from dyefreenet.stages.launch import train
 from dyefreenet.store import Folder, fingerprint
 
 STEP = "sweep"  # folder of the run
+VALUES = "values.json"  # what a trial tries
 EPOCHS = "trial_epoch"  # of all stages of a trial together
 
 
@@ -46,30 +47,34 @@ def sweep(
         minutes: After which no trial goes on; what is finished then is judged.
 
     Returns:
-        What ``{run}/sweep/{method}/trials.json`` holds, and ``recipe``, the file of the best.
+        What ``{run}/sweep/{method}/trials.json`` holds: the trials, the best, where things lie.
 
     Raises:
         StoreError: There is a sweep of this method with another space, recipe or number of trials.
         DyeFreeNetError: No trial was finished.
     """
     target = run / STEP / method
-    _claim(target, recipe, method, space, trials)
+    _claim(target, recipe, space, trials)
+    if target.exists("trials.json"):
+        progress.say("sweep", "already done")
+        return target.read_json("trials.json")  # type: ignore[no-any-return]
     results = _run_trials(recipe, run, target, method, space, trials, resources, progress, minutes)
-    found = _summary(results, recipe, method, space)
+    found = _summary(results, target, recipe, method)
     journal, found["importance"] = _study(found, space)
-    target.write_json("trials.json", found)
+    found |= {"recipe": f"{target}/best.yaml", "page": f"{target}/index.html"}
     target.write("optuna.journal", journal)
-    page = write_sweep(target)
     best = recipes.change(recipe, found["trials"][found["best"]]["values"])
     best = best.model_copy(update={"name": f"{recipe.name}-tuned"})
     content = f"# Found by a sweep of {method}; use it with --recipe.\n" + yaml.safe_dump(
         best.model_dump(mode="json"), sort_keys=False
     )
     target.write("best.yaml", content.encode())
-    return found | {"recipe": f"{target}/best.yaml", "page": page}
+    write_sweep(target, found)
+    target.write_json("trials.json", found)  # last: it says that all is there
+    return found
 
 
-def _claim(target: Folder, recipe: Recipe, method: str, space: Space, trials: int) -> None:
+def _claim(target: Folder, recipe: Recipe, space: Space, trials: int) -> None:
     """Say what this sweep is, or see that it is the one that was begun here."""
     values = recipe.model_dump(mode="json")
     mine = {
@@ -172,6 +177,7 @@ def _run_trials(
                 reduction_factor=2,
             ),
             time_budget_s=None if minutes is None else 60 * minutes,
+            trial_dirname_creator=lambda one: one.trial_id,
         ),
         run_config=tune.RunConfig(
             name="tune", storage_path=target.uri, verbose=0, callbacks=[Told()]
@@ -208,6 +214,7 @@ def _train_trial(
             mine = metrics[0] | {EPOCHS: self.before + metrics[0]["epoch"]}
             super().after_report(run_context, [mine], checkpoint)
 
+    own.write_json(VALUES, unpacked(drawn))
     changed = recipes.change(recipe, unpacked(drawn))
     stages = trained(recipe, changed, method)
     steps = {step.name: step for step in steps_of(changed)}
@@ -272,7 +279,7 @@ def unpacked(drawn: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _summary(results: Any, recipe: Recipe, method: str, space: Space) -> dict[str, Any]:
+def _summary(results: Any, target: Folder, recipe: Recipe, method: str) -> dict[str, Any]:
     """A row a trial, the Pareto front and the best of those that were trained to the end.
 
     Raises:
@@ -281,11 +288,13 @@ def _summary(results: Any, recipe: Recipe, method: str, space: Space) -> dict[st
     total = _epochs(recipe, method)
     rows: list[dict[str, Any]] = []
     for result in results:
-        metrics = result.metrics or {}
+        metrics, own = result.metrics or {}, target / f"trial-{Path(result.path).name}"
+        if not own.exists(VALUES):
+            continue  # the time was over before it began
         state = "failed" if result.error else "done" if metrics.get("finished") else "stopped"
         rows.append(
             {
-                "values": unpacked(result.config or {}),
+                "values": own.read_json(VALUES),  # of a failed one, Tune forgets them
                 "state": state,
                 "epochs": metrics.get(EPOCHS, 0.0),
                 "seconds": metrics.get("time_total_s"),
@@ -360,7 +369,8 @@ def _study(found: dict[str, Any], space: Space) -> tuple[bytes, dict[str, float]
     from optuna.trial import TrialState, create_trial
 
     distributions = _distributions(space)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         place = Path(folder) / "optuna.journal"
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(place))),
@@ -380,17 +390,11 @@ def _study(found: dict[str, Any], space: Space) -> tuple[bytes, dict[str, float]
                     user_attrs={"state": row["state"], "epochs": row["epochs"]},
                 )
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            evaluator = PedAnovaImportanceEvaluator()
-        finished = sum(one.state == TrialState.COMPLETE for one in study.trials)
-        importance = (
-            get_param_importances(
-                study, evaluator=evaluator, target=lambda one: one.values[0], normalize=True
+        importance: dict[str, float] = {}
+        if sum(one.state == TrialState.COMPLETE for one in study.trials) > 1:
+            importance = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda one: one.values[0]
             )
-            if finished > 1
-            else {}
-        )
         return place.read_bytes(), {name: float(share) for name, share in importance.items()}
 
 

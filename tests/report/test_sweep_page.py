@@ -34,8 +34,8 @@ def trial(state, mae, psnr, curve, error=None):
 @pytest.fixture
 def page(tmp_path):
     folder = Folder(str(tmp_path))
-    folder.write_json(
-        "trials.json",
+    write_sweep(
+        folder,
         {
             "method": "primary",
             "aims": AIMS,
@@ -51,7 +51,6 @@ def page(tmp_path):
             "importance": {"primary.lr": 0.9, "primary.decay": 0.1},
         },
     )
-    assert write_sweep(folder).endswith("index.html")
     return folder.read("index.html").decode()
 
 

@@ -13,13 +13,15 @@ from markupsafe import Markup
 from dyefreenet.report.charts import Line, line_chart, parallel_chart, scatter_chart
 from dyefreenet.store import Folder
 
-PAGE = "index.html"
 STYLES = {"best": "t-best", "front": "t-front", "done": "t-done", "stopped": "t-stopped"}
 
 
-def write_sweep(sweep: Folder) -> str:
-    """Write ``index.html`` into a sweep's folder from its ``trials.json``; returns its address."""
-    found = sweep.read_json("trials.json")
+def write_sweep(sweep: Folder, found: dict[str, Any]) -> None:
+    """Write ``index.html`` into a sweep's folder.
+
+    Args:
+        found: What ``trials.json`` holds.
+    """
     script_free = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script_free.filters.update(short=short)
     judged = [number for number, row in enumerate(found["trials"]) if row["state"] == "done"]
@@ -38,8 +40,7 @@ def write_sweep(sweep: Folder) -> str:
         curves=_curves(found),
         fronts=[_front(found, judged, other) for other in found["aims"][1:]],
     )
-    sweep.write(PAGE, content.encode())
-    return f"{sweep}/{PAGE}"
+    sweep.write("index.html", content.encode())
 
 
 def _asset(name: str) -> str:
