@@ -118,7 +118,7 @@ def test_sweep_over_a_field_that_does_not_exist(capsys, tmp_path):
     assert "primary.lamda: no such field" in line
     space.write_text("primary.lr: {log: [1, 0.1]}\n")
     line = fails(capsys, "sweep", "--space", str(space), "--store", str(tmp_path))
-    assert "expected low < high" in line
+    assert "space primary.lr: expected two numbers, low < high, found [1.0, 0.1]" in line
 
 
 def test_describe_prints_the_papers_network(capsys):
