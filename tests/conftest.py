@@ -38,6 +38,7 @@ os.environ.update(
     RAY_DATA_USE_DATASOURCE_V2="0",  # V2 lists files for seconds before a small epoch
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",  # starved of CPUs: an error, not a silent hang
     RAY_CHDIR_TO_TRIAL_DIR="0",
+    RAY_worker_maximum_startup_concurrency="16",  # as in runtime: else the raylet complains
     OMP_NUM_THREADS="1",
     # A job's `python3` is the first one on its cluster's PATH, as in an activated environment.
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
