@@ -204,7 +204,11 @@ def _train_trial(
     from ray.tune.integration.ray_train import TuneReportCallback
 
     class Reported(TuneReportCallback):  # type: ignore[misc]  # it declares no types
-        """Of several stages, epochs go on counting."""
+        """Of several stages, epochs go on counting.
+
+        The last epoch is told below, with the weights saved: a trial that is stopped for it would
+        have been trained for nothing.
+        """
 
         def __init__(self, before: int) -> None:
             super().__init__()
@@ -212,14 +216,15 @@ def _train_trial(
 
         def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
             mine = metrics[0] | {EPOCHS: self.before + metrics[0]["epoch"]}
-            super().after_report(run_context, [mine], checkpoint)
+            if mine[EPOCHS] < total:
+                super().after_report(run_context, [mine], checkpoint)
 
     own.write_json(VALUES, unpacked(drawn))
     changed = recipes.change(recipe, unpacked(drawn))
     stages = trained(recipe, changed, method)
     steps = {step.name: step for step in steps_of(changed)}
     shared = {name: run / name for name in ("ingest", *STAGES) if name not in stages}
-    before, figures = 0, {}
+    before, total, figures = 0, _epochs(changed, method), {}
     for name in stages:
         folder, mark = own / name, fingerprint(steps[name].config, {})
         counts = name in METHODS[method]
