@@ -101,10 +101,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(call=lambda options: parser.print_help(), verbose=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    run = commands.add_parser("run", help="every step of a recipe, skipping what is done")
+    run = commands.add_parser(
+        "run",
+        help="every step of a recipe, skipping what is done",
+        description="Every step of a recipe, skipping what is done. With --tuned, also a sweep of "
+        "each method with equal effort, then all trained anew with the settings that were found "
+        "and with the recipe's, and scored on the test patients: RUN/tuned/summary.md.",
+    )
+    run.add_argument("--tuned", action="store_true", help="tune every method and compare")
+    run.add_argument("--trials", type=int, default=12, help="with --tuned, of each (default: 12)")
+    run.add_argument(
+        "--seeds", type=int, default=3, help="with --tuned, trainings of each (default: 3)"
+    )
+    run.add_argument(
+        "--minutes", type=float, help="with --tuned, of each sweep (default: no limit)"
+    )
     _add_recipe(run)
     _add_resources(run)
-    run.set_defaults(call=_run, only=())
+    run.set_defaults(call=_run_recipe, only=())
 
     ingest = commands.add_parser(
         "ingest",
@@ -341,6 +355,23 @@ def _resources(options: argparse.Namespace) -> Resources:
     return Resources(options.workers, options.gpu, options.parallel, options.min_workers)
 
 
+def _run_recipe(options: argparse.Namespace) -> None:
+    _require_positive(options, "trials", "seeds", "minutes")
+    _run(options)
+    if options.tuned:
+        from dyefreenet import runtime
+
+        runtime.connect(options.verbose)  # before anything imports Ray
+        from dyefreenet.tuned import tune_all
+
+        recipe, run = _open(options)
+        resources, progress = _resources(options), Progress()
+        text = tune_all(
+            recipe, run, options.trials, options.seeds, resources, progress, options.minutes
+        )
+        print(f"\n{text}\ntable: {run}/tuned/summary.md\nrecipe: {run}/tuned/best.yaml")
+
+
 def _run(options: argparse.Namespace) -> None:
     run, only, count = _do_steps(options)
     if (run / "evaluate").manifest() is not None and (not only or "evaluate" in only):
@@ -550,9 +581,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
     recipe, run = _open(options)
     method = options.method
-    for name, value in (("--trials", options.trials), ("--minutes", options.minutes)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name}: expected more than 0, found {value}")
+    _require_positive(options, "trials", "minutes")
     searched = space.read_space(options.space) if options.space else space.default_space(method)
     space.check_space(searched, recipe, method)
     progress, resources = Progress(), _resources(options)
@@ -567,6 +596,13 @@ def _sweep(options: argparse.Namespace) -> None:
     )
     print(sweep.table_text(found))
     print(f"\nrecipe of the best: {found['recipe']}\nreport: {found['page']}")
+
+
+def _require_positive(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name}: expected more than 0, found {value}")
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -209,6 +209,12 @@ def change(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     return validate(values)
 
 
+def as_yaml(recipe: Recipe, origin: str) -> bytes:
+    """A recipe file, for ``--recipe``, that says where its values come from."""
+    body = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return f"# {origin}; use it with --recipe.\n{body}".encode()
+
+
 def validate(values: dict[str, Any]) -> Recipe:
     """Plain values to a recipe; what is wrong is told in one line."""
     return checked(values, Recipe)

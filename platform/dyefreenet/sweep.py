@@ -8,8 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dyefreenet import recipes, runtime
 from dyefreenet.config import Recipe
 from dyefreenet.errors import DyeFreeNetError, StoreError
@@ -65,10 +63,7 @@ def sweep(
     target.write("optuna.journal", journal)
     best = recipes.change(recipe, found["trials"][found["best"]]["values"])
     best = best.model_copy(update={"name": f"{recipe.name}-tuned"})
-    content = f"# Found by a sweep of {method}; use it with --recipe.\n" + yaml.safe_dump(
-        best.model_dump(mode="json"), sort_keys=False
-    )
-    target.write("best.yaml", content.encode())
+    target.write("best.yaml", recipes.as_yaml(best, f"Found by a sweep of {method}"))
     write_sweep(target, found)
     target.write_json("trials.json", found)  # last: it says that all is there
     return found

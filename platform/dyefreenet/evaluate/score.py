@@ -46,10 +46,12 @@ def evaluate(
     report: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
     step: str = "evaluate",
+    trained: Folder | None = None,
 ) -> dict[str, Any]:
     """Score all methods on the test split; fills ``{run}/{step}``.
 
     Args:
+        trained: Where the methods lie, if not in the run itself.
         report: Told pairs done and in all.
         say: Told of each patient, or method of a patient, that is left out, and why. The rest of
             the evaluation goes on: their figures do not depend on it.
@@ -60,7 +62,7 @@ def evaluate(
     """
     import ray
 
-    ingest, target = run / "ingest", run / step
+    ingest, target, networks = run / "ingest", run / step, trained or run
     for name in recipe.evaluate.protocols:
         protocol(name)
     records, phase = read_records(ingest), recipe.ingest.phase
@@ -79,13 +81,13 @@ def evaluate(
     fitted = {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()}
     files = {"remap.json": target.write_json("remap.json", fitted)}
     made_from = {
-        "weights": _weights(run),
+        "weights": _weights(networks),
         "remap": files["remap.json"],
         "grid": recipe.grid.model_dump(mode="json"),
         "protocols": {name: PROTOCOLS[name].definition for name in recipe.evaluate.protocols},
     }
 
-    networks = fingerprint({"weights": made_from["weights"]}, {})
+    mark = fingerprint({"weights": made_from["weights"]}, {})
 
     def score(item: dict[str, Any]) -> dict[str, Any]:
         shards = list(zip(item["paths"], item["sha256"], strict=True))
@@ -96,7 +98,7 @@ def evaluate(
             target,
             shards,
             made_from,
-            lambda: _cascade(run, networks),
+            lambda: _cascade(networks, mark),
             table,
             recipe,
         )
