@@ -371,6 +371,9 @@ def _study(found: dict[str, Any], space: Space) -> tuple[bytes, dict[str, float]
     distributions = _distributions(space)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings(
+            "ignore", "PedAnova"
+        )  # that low is good; all three aims are so told
         place = Path(folder) / "optuna.journal"
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(place))),
