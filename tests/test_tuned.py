@@ -34,9 +34,6 @@ def test_a_scans_figure_is_the_mean_of_its_trainings():
     ]
     means = [(row["pair"], row["value"]) for row in mean_of_seeds(rows)]
     assert means == [("1", 21.0), ("2", 32.0)]
-        ("1", 21.0),
-        ("2", 32.0),
-    ]
 
 
 def test_seeds_are_no_patients():

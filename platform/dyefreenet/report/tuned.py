@@ -25,7 +25,9 @@ def tuned_text(
     ]
     n = max(row["n"] for row in summary)
     source = "MADE-UP PATIENTS (phantom)" if made_up else "Paired CT of the recipe"
-    heads = " | ".join(f"{c.title} {c.unit} ({c.protocol}, {c.where})" for c in columns)
+    heads = " | ".join(
+        f"{c.title}{c.unit and ', ' + c.unit} ({c.protocol}, {c.where})" for c in columns
+    )
     lines = [
         f"{source}. Mean over {n} test patients [95 % interval of patients]; a patient's figure is "
         f"the mean of {seeds} training{'s' * (seeds != 1)}; {trials} trials for each method.",
