@@ -1,5 +1,8 @@
 """Bad input: one line that says what, where, expected and found; exit code 1; no traceback."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import s3fs
@@ -155,3 +158,22 @@ def test_generate_with_the_shipped_weights(capsys, tmp_path):
 def test_all_protocols_of_a_run_that_is_not_trained(capsys, tmp_path):
     words = ["evaluate", "--all-protocols", "--json", "--store", str(tmp_path)]
     assert "it needs 'ingest', which is not done" in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("words", [["run"], ["run", "--tuned"], ["sweep"]], ids=" ".join)
+def test_ray_is_not_imported_before_its_token_is_chosen(words, tmp_path):
+    script = (
+        "import sys\n"
+        "from dyefreenet import cli, runtime\n"
+        "def connect(verbose=False):\n"
+        "    sys.exit('too late' if 'ray' in sys.modules else 'in time')\n"
+        "runtime.connect = connect\n"
+        "cli.main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "--store", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr.splitlines()[-1] == "in time"

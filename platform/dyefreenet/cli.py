@@ -361,7 +361,9 @@ def _run_recipe(options: argparse.Namespace) -> None:
     if options.tuned:
         from dyefreenet import runtime
 
-        runtime.connect(options.verbose)  # before anything imports Ray
+        runtime.connect(
+            options.verbose
+        )  # before anything imports Ray, or it starts without a token
         from dyefreenet.tuned import tune_all
 
         recipe, run = _open(options)
@@ -576,7 +578,7 @@ def _print_report(run: Folder, again: bool) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from dyefreenet import runtime, space, sweep
+    from dyefreenet import runtime, space
     from dyefreenet.pipeline import run_steps
 
     recipe, run = _open(options)
@@ -590,7 +592,9 @@ def _sweep(options: argparse.Namespace) -> None:
     before = {need for stage in own for need in recipe.needs(stage)} - set(own)
     steps = _asked(recipe, ("phantom", "ingest", *before))
     run_steps(recipe, run, resources, progress, steps, options.verbose)
-    runtime.connect(options.verbose)
+    runtime.connect(options.verbose)  # before anything imports Ray, or it starts without a token
+    from dyefreenet import sweep
+
     found = sweep.sweep(
         recipe, run, method, searched, options.trials, resources, progress, options.minutes
     )
