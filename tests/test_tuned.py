@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dyefreenet.evaluate.statistics import summarise
+from dyefreenet.evaluate.statistics import mean_of_trainings, summarise
 from dyefreenet.report import tuned_text
-from dyefreenet.tuned import compare, mean_of_seeds
+from dyefreenet.tuned import compare
 
 PSNR = {"protocol": "window600/1", "metric": "psnr", "region": "image"}
 
@@ -32,17 +32,17 @@ def test_a_scans_figure_is_the_mean_of_its_trainings():
         PSNR | {"method": "unet", "patient": "a", "pair": pair, "value": value}
         for pair, value in (("1", 20.0), ("2", 30.0), ("1", 22.0), ("2", 34.0))
     ]
-    means = [(row["pair"], row["value"]) for row in mean_of_seeds(rows)]
+    means = [(row["pair"], row["value"]) for row in mean_of_trainings(rows)]
     assert means == [("1", 21.0), ("2", 32.0)]
 
 
 def test_seeds_are_no_patients():
-    rows = list(mean_of_seeds(list(made_up_rows(1.0))))
+    rows = mean_of_trainings(made_up_rows(1.0))
     assert {row["n"] for row in summarise(rows, 200)} == {8}
 
 
 def test_tuned_is_held_against_itself_as_it_was_and_against_tuned_rivals():
-    rows = list(mean_of_seeds(list(made_up_rows(1.0))))
+    rows = mean_of_trainings(made_up_rows(1.0))
     compared = list(compare(rows, ("unet", "refine"), 200, 0))
     pairs = {(row["method"], row["versus"]): row for row in compared}
     assert set(pairs) == {("unet tuned", "unet"), ("refine tuned", "unet tuned")}
@@ -52,7 +52,7 @@ def test_tuned_is_held_against_itself_as_it_was_and_against_tuned_rivals():
 
 @pytest.mark.parametrize(("gain", "verdict"), [(1.0, "better"), (-1.0, "worse")])
 def test_the_table_says_whether_tuning_helped(gain, verdict):
-    rows = list(mean_of_seeds(list(made_up_rows(gain))))
+    rows = mean_of_trainings(made_up_rows(gain))
     summary, compared = summarise(rows, 200), list(compare(rows, ("unet", "refine"), 200, 0))
     text = tuned_text(summary, compared, 2, 12, made_up=True)
     assert text.startswith("MADE-UP PATIENTS")
@@ -64,6 +64,6 @@ def test_the_table_says_whether_tuning_helped(gain, verdict):
 
 
 def test_a_table_of_ones_own_patients_does_not_say_made_up():
-    rows = list(mean_of_seeds(list(made_up_rows(1.0))))
+    rows = mean_of_trainings(made_up_rows(1.0))
     text = tuned_text(summarise(rows, 200), [], 1, 12, made_up=False)
     assert "MADE-UP" not in text and "mean of 1 training;" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,29 +218,54 @@ def _train_trial(
     own.write_json(VALUES, unpacked(drawn))
     changed = recipes.change(recipe, unpacked(drawn))
     stages = trained(recipe, changed, method)
-    steps = {step.name: step for step in steps_of(changed)}
     shared = {name: run / name for name in ("ingest", *STAGES) if name not in stages}
     before, total, figures = 0, _epochs(changed, method), {}
     for name in stages:
-        folder, mark = own / name, fingerprint(steps[name].config, {})
         counts = name in METHODS[method]
-        if (manifest := folder.manifest()) is None:
-            facts = train(
-                changed,
-                name,
-                own,
-                mark,
-                resources.workers,
-                share,
-                shared=shared,
-                callbacks=[Reported(before)] if counts else [],
-            )
-            folder.publish(mark, steps[name].config, **facts)
-            manifest = facts
+        callbacks = [Reported(before)] if counts else []
+        manifest = train_once(
+            changed, name, own, resources.workers, share, shared, callbacks=callbacks
+        )
         if counts:
             before += STAGES[name].config(changed).epochs
             figures = manifest["figures"]
     tune.report(figures | {EPOCHS: float(before), "finished": True})
+
+
+def train_once(
+    recipe: Recipe,
+    stage: str,
+    place: Folder,
+    workers: int,
+    share: runtime.Share,
+    shared: dict[str, Folder],
+    say: Callable[[str], None] = lambda line: None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """What a stage's manifest says, in a folder of its own; trained now if it is not done.
+
+    Args:
+        shared: Steps that lie elsewhere, by name.
+        say: Told when it starts and when it is done.
+
+    Raises:
+        StoreError: It was trained there with other settings.
+    """
+    folder = place / stage
+    config = next(step.config for step in steps_of(recipe) if step.name == stage)
+    mark, manifest = fingerprint(config, {}), folder.manifest()
+    if manifest is not None:
+        if manifest["fingerprint"] != mark:
+            raise StoreError(
+                f"{folder}: trained with other settings than now; delete {place.parent}, or choose "
+                "another --run name"
+            )
+        return manifest
+    say(f"{stage}: started")
+    facts = train(recipe, stage, place, mark, workers, share, shared=shared, callbacks=callbacks)
+    folder.publish(mark, config, **facts)
+    say(f"{stage}: done")
+    return facts
 
 
 def _epochs(recipe: Recipe, method: str) -> int:

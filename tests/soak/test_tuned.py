@@ -52,7 +52,7 @@ def test_tuned_gives_every_method_the_same_effort_and_goes_on_where_it_was(clust
         for row in rows
         if (row["protocol"], row["metric"], row["region"]) == ("window600/1", "psnr", "image")
     }
-    one_by_one = []  # of the first patient's scans, by another road: the seeds' own rows
+    one_by_one = []  # by another road: the seeds' own rows
     for seed in (0, 1):
         table = pq.read_table(run / "tuned" / f"best-{seed}" / "evaluate" / "rows.parquet")
         one_by_one += [

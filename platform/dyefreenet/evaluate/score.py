@@ -51,10 +51,10 @@ def evaluate(
     """Score all methods on the test split; fills ``{run}/{step}``.
 
     Args:
-        trained: Where the methods lie, if not in the run itself.
         report: Told pairs done and in all.
         say: Told of each patient, or method of a patient, that is left out, and why. The rest of
             the evaluation goes on: their figures do not depend on it.
+        trained: Where the methods lie, if not in the run itself.
 
     Raises:
         InputError: There is no test patient, or none could be scored.

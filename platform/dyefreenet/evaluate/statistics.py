@@ -207,6 +207,14 @@ def by_patient(rows: Iterable[Row]) -> dict[str, float]:
     return {patient: sum(scans) / len(scans) for patient, scans in values.items()}
 
 
+def mean_of_trainings(rows: Iterable[Row]) -> list[Row]:
+    """A row for each scan, method and figure: the mean over the trainings that have it."""
+    return [
+        group[0] | {"value": sum(row["value"] for row in group) / len(group)}
+        for group in _grouped(rows, (*KEY, "patient", "pair")).values()
+    ]
+
+
 def missing(rows: list[Row] | Table) -> list[str]:
     """A line for each patient that some methods have and another has not.
 

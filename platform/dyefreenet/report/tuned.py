@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dyefreenet.report.results import HEADLINE, METHODS, Column, Row
 from dyefreenet.report.words import interval, number
 
-_ROWS = ("unet", "pix2pix", "primary_scratch", "primary", "refine")
+SUFFIX = " tuned"  # of a method's name, with settings that a sweep found
 
 
 def tuned_text(
@@ -17,7 +17,7 @@ def tuned_text(
 
     Args:
         summary, compared: Rows of ``statistics.summarise`` and ``differences``; a method's name
-            ends in `` tuned`` where its settings were found by a sweep.
+            ends in ``SUFFIX`` where its settings were found by a sweep.
         made_up: Whether the patients are a phantom.
     """
     columns = [
@@ -26,7 +26,7 @@ def tuned_text(
     n = max(row["n"] for row in summary)
     source = "MADE-UP PATIENTS (phantom)" if made_up else "Paired CT of the recipe"
     heads = " | ".join(
-        f"{c.title}{c.unit and ', ' + c.unit} ({c.protocol}, {c.where})" for c in columns
+        f"{c.title} {c.unit}".strip() + f" ({c.protocol}, {c.where})" for c in columns
     )
     lines = [
         f"{source}. Mean over {n} test patients [95 % interval of patients]; a patient's figure is "
@@ -35,13 +35,13 @@ def tuned_text(
         f"| method | settings | {heads} |",
         "|---|---|" + "---|" * len(columns),
     ]
-    for method in _ROWS:
-        for name, settings in ((method, "recipe's"), (f"{method} tuned", "tuned")):
+    for method in METHODS:
+        for name, settings in ((method, "recipe's"), (method + SUFFIX, "tuned")):
             cells = [_cell(summary, column, method=name) for column in columns]
             if any(cells):
                 lines.append(f"| {METHODS[method]} | {settings} | {' | '.join(cells)} |")
-    pairs = [(f"{m} tuned", m) for m in _ROWS]
-    pairs += [("refine tuned", other) for other in ("unet tuned", "pix2pix tuned")]
+    pairs = [(method + SUFFIX, method) for method in METHODS]
+    pairs += [("refine" + SUFFIX, other + SUFFIX) for other in ("unet", "pix2pix")]
     lines += ["", f"| difference | {heads} |", "|---|" + "---|" * len(columns)]
     for method, versus in pairs:
         cells = [_cell(compared, column, method=method, versus=versus) for column in columns]
@@ -51,7 +51,7 @@ def tuned_text(
 
 
 def _title(name: str) -> str:
-    method = name.removesuffix(" tuned")
+    method = name.removesuffix(SUFFIX)
     return METHODS[method] + name[len(method) :]
 
 
