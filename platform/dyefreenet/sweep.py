@@ -169,7 +169,7 @@ def _run_trials(
                 metric=AIMS[0].figure,
                 mode=AIMS[0].mode,
                 max_t=epochs + 1,
-                grace_period=1,
+                grace_period=(epochs + 1) // 2,  # a slow learner may lead by then
                 reduction_factor=2,
             ),
             time_budget_s=None if minutes is None else 60 * minutes,
