@@ -266,7 +266,7 @@ def test_generate_from_the_run_makes_derived_dicom(run, tmp_path):
 
 
 def test_an_exported_package_predicts_what_its_run_does(run, tmp_path):
-    from dyefreenet.generate.package import export
+    from dyefreenet.generation.package import export
 
     names = export(run, Folder(str(tmp_path)), "make demo")
     assert "MODEL_CARD.md" in names and "refine/weights/generator.safetensors" in names

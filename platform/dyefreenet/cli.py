@@ -613,7 +613,7 @@ def _generate(options: argparse.Namespace) -> None:
     import torch
 
     from dyefreenet.cascade import Cascade
-    from dyefreenet.generate.series import generate
+    from dyefreenet.generation.series import generate
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -643,7 +643,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dyefreenet.generate.package import export
+    from dyefreenet.generation.package import export
 
     run, target = Folder(options.run), Folder(options.output)
     names = export(run, target, options.command or f"dyefreenet run (in {Path(options.run).name})")

@@ -20,7 +20,7 @@ from dyefreenet.data.files import IMAGES, fetch
 from dyefreenet.data.images import NIFTI, image_axes, local_image, read_image, write_nifti
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.generate.export import refuse_source_folder, write_series
+from dyefreenet.generation.export import refuse_source_folder, write_series
 from dyefreenet.store import Folder
 
 

@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 
 from dyefreenet.data.dicom import Series, read_series
 from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.generate.export import derive, derived_uid, write_series
+from dyefreenet.generation.export import derive, derived_uid, write_series
 from dyefreenet.store import Folder
 
 MADE = {

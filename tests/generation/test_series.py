@@ -9,7 +9,7 @@ from dyefreenet.data.images import image_axes, read_image, write_nifti
 from dyefreenet.data.phantom import write_one
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.generate.series import generate
+from dyefreenet.generation.series import generate
 from dyefreenet.store import Folder
 
 
