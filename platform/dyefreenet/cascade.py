@@ -6,7 +6,7 @@ A folder is a run folder, or a package made from one: ``recipe.json`` and, per t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dyefreenet import hu, recipes
 from dyefreenet.config import PHASES, BaselineConfig, GridConfig, Phase, Recipe
-from dyefreenet.data.volume import AIR_HU, Volume
+from dyefreenet.data.volume import AIR_HU, Volume, neighbours
 from dyefreenet.errors import InputError, StoreError
 from dyefreenet.models.generators import HighResolutionGenerator, UNet
 from dyefreenet.stages import STAGES, baselines, primary, refine
@@ -73,12 +73,27 @@ class Cascade:
             raise InputError(f"method {name}: expected one of {', '.join(self.methods)}")
         return self.methods[name]
 
+    def require_phase(self, method: str, phase: Phase) -> None:
+        """Refuse a phase that the method cannot make.
+
+        Raises:
+            InputError: No such method, or it has not learnt this phase.
+        """
+        learnt = self.method(method).phases
+        if phase not in learnt:
+            raise InputError(
+                f"phase {phase}: {method} has learnt {', '.join(learnt)}; train with "
+                "generator.target_phase=true for several"
+            )
+
     def predict(
         self,
         volume: Volume,
         method: str = "refine",
         tick: Callable[[int, int], None] = lambda done, total: None,
         phase: Phase | None = None,
+        average: bool | None = None,
+        breaks: Collection[int] = (),
     ) -> Volume:
         """Virtual contrast on the volume's own voxels.
 
@@ -90,31 +105,35 @@ class Cascade:
             volume: Plain CT in HU.
             tick: Told slices done and in all.
             phase: That is wanted; None: the one that the recipe names.
+            average: Whether overlapping predictions of a slice are averaged; None: as trained.
+            breaks: Slices after which one is missing: no triplet reaches across.
 
         Raises:
             InputError: No such method, it has not learnt this phase, or what its network makes is
                 not finite.
         """
         chosen, phase = self.method(method), phase or self.recipe.ingest.phase
-        if phase not in chosen.phases:
-            raise InputError(
-                f"phase {phase}: {method} has learnt {', '.join(chosen.phases)}; train with "
-                "generator.target_phase=true for several"
-            )
-        source = volume.hu.astype(np.float32)
+        self.require_phase(method, phase)
+        average = self.recipe.grid.average_overlap if average is None else average
+        source = volume.hu
         total = len(source)
-        change, votes = np.zeros_like(source), np.zeros(total, np.float32)
+        change = np.zeros(source.shape, np.float32)
+        votes = np.zeros(total, np.float32)
         for z in range(total):
-            places = [max(z - 1, 0), z, min(z + 1, total - 1)]
-            changes = self._changes(source[places], volume.spacing[1:], chosen, phase)
+            places = neighbours(z, total, breaks)
+            changes = self._changes(
+                source[places].astype(np.float32), volume.spacing[1:], chosen, phase, average
+            )
             if len(changes) == 1:
                 change[z], votes[z] = changes[0], 1
-            else:  # G4: a slice is predicted by each triplet that holds it
-                for place in range(max(z - 1, 0), min(z + 2, total)):
+            else:  # G4: a slice is predicted by each triplet that holds it, an end by two places
+                for place in sorted(set(places)):
                     change[place] += changes[place - z + 1]
                     votes[place] += 1
             tick(z + 1, total)
-        predicted = source + change / votes[:, None, None]
+        change /= votes[:, None, None]
+        change += source
+        predicted = change
         broken = ~np.isfinite(predicted).all(axis=(1, 2))
         if broken.any():  # as whole numbers they would be HU like any other
             raise InputError(
@@ -136,6 +155,7 @@ class Cascade:
         pixel: tuple[float, float],
         method: Method,
         phase: Phase,
+        average: bool,
     ) -> NDArray[np.float32]:
         """What the contrast agent would add, HU [n, H, W].
 
@@ -157,7 +177,7 @@ class Cascade:
             virtual = method.predict(plain, torch.tensor([PHASES.index(phase)]))
             every = slice(1, 2)
             if virtual.shape[1] == 3:
-                every = slice(None) if grid.average_overlap else every
+                every = slice(None) if average else every
                 virtual = virtual[:, every]
             change = hu.change(virtual, plain[:, every], grid.window)
             change = resize(change[:, :, : size[0], : size[1]], (height, width))
@@ -165,6 +185,51 @@ class Cascade:
             low, high = grid.window
             inside = (own[:, every] > low) & (own[:, every] < high)
             return (change * inside)[0].numpy()
+
+
+def spread(
+    cascades: Sequence[Cascade],
+    volume: Volume,
+    method: str = "refine",
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    phase: Phase | None = None,
+    breaks: Collection[int] = (),
+) -> Volume:
+    """Where the networks guess: how far predictions lie apart that ought to be one, HU.
+
+    Of each voxel the standard deviation over every network, over the scan and its mirror image,
+    left for right, and over the triplets that hold its slice. It says nothing of what all get
+    wrong alike.
+
+    Args:
+        cascades: Trained with other seeds or on other patients; one is enough.
+        volume: Plain CT in HU.
+        breaks: See ``Cascade.predict``.
+
+    Raises:
+        InputError: No such method, or it has not learnt this phase.
+    """
+    total = len(volume.hu)
+    apart = np.zeros_like(volume.hu)
+    guesses: dict[int, list[NDArray[np.float32]]] = {}  # of the slices that are being predicted
+    for z in range(total):
+        places = neighbours(z, total, breaks)
+        triplet = volume.hu[places].astype(np.float32)
+        for cascade in cascades:
+            chosen, wanted = cascade.method(method), phase or cascade.recipe.ingest.phase
+            cascade.require_phase(method, wanted)
+            for sense in (1, -1):
+                given = np.ascontiguousarray(triplet[:, :, ::sense])
+                changes = cascade._changes(given, volume.spacing[1:], chosen, wanted, True)
+                for place in [z] if len(changes) == 1 else sorted(set(places)):
+                    change = changes[0 if len(changes) == 1 else place - z + 1][:, ::sense]
+                    guesses.setdefault(place, []).append(change)
+        for place in [place for place in guesses if place < z or z == total - 1]:
+            apart[place] = np.rint(np.std(guesses.pop(place), axis=0))
+        tick(z + 1, total)
+    if volume.padding is not None:
+        apart[volume.padding] = 0
+    return volume.with_hu(apart)
 
 
 def resize(values: Tensor, size: tuple[int, int]) -> Tensor:

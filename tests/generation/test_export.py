@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,15 +18,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 
 from dyefreenet.data.dicom import Series, read_series
 from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.generation.export import derive, derived_uid, write_series
+from dyefreenet.generation.export import Making, derive, derived_uid, write_series
 from dyefreenet.store import Folder
 
-MADE = {
-    "model_id": "demo refine",
-    "weights_sha256": "ab" * 32,
-    "phase": "arterial",
-    "made_on": datetime(2026, 11, 23, 18, 20),
-}
+MADE = Making("demo refine", "ab" * 32, "arterial", datetime(2026, 11, 23, 18, 20))
 PLACE = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -122,7 +118,7 @@ def source(
 
 def derived(series: Series, hu: np.ndarray | None = None, **changes) -> list[FileDataset]:
     hu = series.volume.hu if hu is None else hu
-    files = derive(series, hu, **(MADE | changes))
+    files = derive(series, hu, replace(MADE, **changes))
     return [pydicom.dcmread(io.BytesIO(content)) for _, content in files]
 
 
@@ -140,7 +136,7 @@ def lit(series: Series) -> np.ndarray:
 @pytest.mark.parametrize("signed", [0, 1])
 def test_hu_come_back_to_the_bit(syntax, signed):
     series = source(syntax=syntax, PixelRepresentation=signed)
-    again = read_series([content for _, content in derive(series, lit(series), **MADE)])
+    again = read_series([content for _, content in derive(series, lit(series), MADE)])
     np.testing.assert_array_equal(again.volume.hu, lit(series))
     assert again.volume.spacing == series.volume.spacing
     assert again.volume.origin == series.volume.origin
@@ -156,7 +152,7 @@ def test_the_place_is_the_source_s_own_bytes(syntax):
     sources = [io.BytesIO() for _ in series.headers]
     for sink, header in zip(sources, series.headers, strict=True):
         pydicom.dcmwrite(sink, header, enforce_file_format=True)
-    files = [content for _, content in derive(series, series.volume.hu, **MADE)]
+    files = [content for _, content in derive(series, series.volume.hu, MADE)]
     for sink, content in zip(sources, files, strict=True):
         for word in PLACE:
             assert raw(content, word) == raw(sink.getvalue(), word), word
@@ -226,7 +222,7 @@ def test_it_tells_of_no_contrast_agent():
 
 def test_private_tags_overlays_and_stale_values_are_gone():
     series = source()
-    for _, content in derive(series, series.volume.hu, **MADE):
+    for _, content in derive(series, series.volume.hu, MADE):
         assert b"CANARY" not in content and b"SOMEBODY" not in content
         ds = pydicom.dcmread(io.BytesIO(content))
         assert not [element for element in ds.iterall() if element.tag.is_private]
@@ -296,7 +292,7 @@ def test_a_second_run_writes_the_same_bytes_and_leaves_the_source_alone(tmp_path
     described = [str(header.SeriesDescription) for header in series.headers]
     written = []
     for name in ("one", "two"):
-        names = write_series(series, lit(series), Folder(str(tmp_path / name)), **MADE)
+        names = write_series(series, lit(series), Folder(str(tmp_path / name)), MADE)
         assert names == ["0001.dcm", "0002.dcm", "0003.dcm", "0004.dcm"]
         written.append([(tmp_path / name / file).read_bytes() for file in names])
     assert written[0] == written[1]
@@ -324,9 +320,9 @@ def test_the_source_s_folder_is_never_written_to(tmp_path, place):
     (tmp_path / "link").symlink_to(tmp_path / "source")
     before = sorted((tmp_path / "source").rglob("*"))
     with pytest.raises(InputError, match="never written to"):
-        write_series(series, series.volume.hu, Folder(f"{tmp_path}/{place}"), **MADE)
+        write_series(series, series.volume.hu, Folder(f"{tmp_path}/{place}"), MADE)
     assert sorted((tmp_path / "source").rglob("*")) == before
-    write_series(series, series.volume.hu, Folder(f"{tmp_path}/source-virtual"), **MADE)
+    write_series(series, series.volume.hu, Folder(f"{tmp_path}/source-virtual"), MADE)
 
 
 def test_a_source_without_identifiers_is_refused():
@@ -365,14 +361,14 @@ def complaints(paths: list[Path]) -> set[str]:
 @pytest.mark.program("dciodvfy")
 def test_dciodvfy_finds_no_error(tmp_path):
     series = source(tmp_path / "source")
-    write_series(series, lit(series), Folder(str(tmp_path / "out")), **MADE)
+    write_series(series, lit(series), Folder(str(tmp_path / "out")), MADE)
     assert complaints(sorted((tmp_path / "out").iterdir())) == set()
 
 
 @pytest.mark.program("dcentvfy")
 def test_dcentvfy_finds_one_patient_and_study(tmp_path):
     series = source(tmp_path / "source")
-    write_series(series, lit(series), Folder(str(tmp_path / "out")), **MADE)
+    write_series(series, lit(series), Folder(str(tmp_path / "out")), MADE)
     paths = [*(tmp_path / "source").iterdir(), *(tmp_path / "out").iterdir()]
     done = subprocess.run(["dcentvfy", *map(str, paths)], capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -380,7 +376,7 @@ def test_dcentvfy_finds_one_patient_and_study(tmp_path):
 
 def test_simpleitk_sees_the_same_geometry(tmp_path):
     series = source(tmp_path / "source")
-    write_series(series, lit(series), Folder(str(tmp_path / "out")), **MADE)
+    write_series(series, lit(series), Folder(str(tmp_path / "out")), MADE)
     images = []
     for name in ("source", "out"):
         reader = sitk.ImageSeriesReader()
@@ -404,7 +400,7 @@ def test_real_series_become_clean_virtual_ones(real_data, tmp_path, name):
     y, x = np.ogrid[:512, :512]
     disc = (y - 256) ** 2 + (x - 256) ** 2 < 40**2
     hu[:, disc] += 200
-    names = write_series(series, hu, Folder(str(tmp_path)), **MADE)
+    names = write_series(series, hu, Folder(str(tmp_path)), MADE)
     again = read_series([tmp_path / file for file in names])
     np.testing.assert_array_equal(again.volume.hu, hu.clip(-1024, 3071))
     np.testing.assert_array_equal(again.volume.padding, series.volume.padding)

@@ -31,6 +31,7 @@ AXIAL = 0.9  # least |z| of the slice normal, a tilt of 26 degrees
 STEP_TOLERANCE = 0.01  # of the distance between slices
 STEP_TOLERANCE_MM = 0.01  # positions are often written with two decimals
 SAME_PLACE_MM = 0.01
+GAP = 1.5  # times the median step: a slice is missing, and the next is no neighbour
 DRIFT_MM = 0.1  # sideways, over a whole series
 MAX_SIDE = 4096  # pixels; the largest CT matrix in use is 2048
 MAX_VOXELS = 2 << 30  # of a series, 4 GiB in 16 bits
@@ -62,6 +63,7 @@ class Series:
         stored_padding: What the file stores where ``volume.padding`` is True, in C order, so that
             a derived series can write the same; empty where there is no padding.
         notes: What was left out, in words that name no patient.
+        breaks: Slices after which one is missing, so that the next is no neighbour.
     """
 
     volume: Volume
@@ -69,6 +71,7 @@ class Series:
     paths: list[str]
     stored_padding: NDArray[np.int32]
     notes: tuple[str, ...] = ()
+    breaks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,19 @@ class _Slice:
 # ---- one series ----------------------------------------------------------------------------------
 
 
-def read_series(files: Sequence[File]) -> Series:
+def read_series(files: Sequence[File], slice_wise: bool = False) -> Series:
     """The slices of one DICOM series as a volume.
 
     Slices are sorted by Image Position along the normal of Image Orientation, never by file name or
     Instance Number. HU come from each slice's own Rescale Slope and Intercept. Padding (Pixel
     Padding Value and its range, or anything below ``FILL_HU``) is masked before it is rescaled;
     measured values below -1024 HU are raised to it.
+
+    Args:
+        files: Of one series, in any order.
+        slice_wise: Each slice is to be worked on in its own place, so a gantry may lean and steps
+            may differ: the volume's spacing along z is then the median step, its z axis not the
+            true one, and ``breaks`` says where slices are missing.
 
     Raises:
         SeriesError: The files are not one regular axial CT series; the reason says why.
@@ -139,7 +148,10 @@ def read_series(files: Sequence[File]) -> Series:
     if len(kept) < len(images):
         notes.append(f"{len(images) - len(kept)} slices stored twice, one copy left out")
         images, positions = [images[number] for number in kept], positions[kept]
-    step = slice_step(positions, normal)
+    if slice_wise:
+        step, breaks = median_step(positions @ normal)
+    else:
+        step, breaks = slice_step(positions, normal), ()
 
     shape = (len(images), *shape[1:])
     hu = np.empty(shape, np.int16)
@@ -165,7 +177,21 @@ def read_series(files: Sequence[File]) -> Series:
         [one.path for one in images],
         np.concatenate(stored_padding),
         tuple(notes),
+        breaks,
     )
+
+
+def median_step(z: NDArray[np.float64]) -> tuple[float, tuple[int, ...]]:
+    """Median distance of slices in mm, and the slices after which it is half as much again.
+
+    Args:
+        z: Positions along the normal in mm, rising, [N].
+    """
+    if len(z) < 3:
+        raise SeriesError("short", f"{len(z)} slices; a triplet needs at least 3")
+    steps = np.diff(z)
+    median = float(np.median(steps))
+    return median, tuple(int(at) for at in np.flatnonzero(steps > GAP * median))
 
 
 def slice_step(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,3 +45,10 @@ class Volume:
     def with_hu(self, hu: NDArray[np.int16]) -> Volume:
         """The same place with other voxels."""
         return Volume(hu, self.spacing, self.origin, self.direction, self.padding)
+
+
+def neighbours(z: int, total: int, breaks: Collection[int] = ()) -> list[int]:
+    """The slices of a triplet: at an end, and beside a gap, the slice stands for its neighbour."""
+    below = z if z == 0 or z - 1 in breaks else z - 1
+    above = z if z == total - 1 or z in breaks else z + 1
+    return [below, z, above]

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.datadict import keyword_for_tag
+from PIL import Image, ImageDraw, ImageFont
+from pydicom.dataelem import DataElement
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr, write_data_element, write_file_meta_info
@@ -30,6 +32,8 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from dyefreenet import __version__
 from dyefreenet.config import Phase
 from dyefreenet.data.dicom import Series
+from dyefreenet.data.frames import MULTI_FRAME
+from dyefreenet.data.volume import neighbours
 from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.store import Folder
 
@@ -46,6 +50,12 @@ WARNING = (
     "VIRTUAL CONTRAST IMAGE: made from plain CT by a neural network. No contrast agent was given. "
     "Vessels and organs may be wrong or missing. Research use only, not for diagnosis."
 )
+SPREAD_WARNING = (
+    "NOT A SCAN: how far predictions of virtual contrast lie apart, standard deviation in HU. What "
+    "all predictions get wrong alike it does not show. Research use only, not for diagnosis."
+)
+SPREAD_WINDOW = (50, 100)  # centre and width, HU
+BANNER = "VIRTUAL CONTRAST - NOT FOR DIAGNOSTIC USE"
 SCHEME = "99DYEFREENET"  # CID 7203 has no code for an image made by a network
 IMPLEMENTATION = UID("2.25.191413474129811393016107733425416364231")
 
@@ -97,35 +107,89 @@ DROPPED = frozenset(
         "AlternateRepresentationSequence",
         "RealWorldValueMappingSequence",
         "QualityControlImage",
+        # of multi-frame images
+        "NumberOfFrames",
+        "ConcatenationUID",
+        "InConcatenationNumber",
+        "InConcatenationTotalNumber",
+        "ConcatenationFrameOffsetNumber",
+        "SOPInstanceUIDOfConcatenationSource",
+        "DimensionOrganizationType",
+        "DimensionOrganizationSequence",
+        "DimensionIndexSequence",
+        "DimensionIndexValues",
+        "StackID",
+        "InStackPositionNumber",
+        "TemporalPositionIndex",
+        "FrameType",
+        "FrameComments",
+        "FrameAcquisitionNumber",
+        "FrameReferenceDateTime",
+        "FrameAcquisitionDateTime",
+        "FrameAcquisitionDuration",
+        "PixelPresentation",
+        "VolumetricProperties",
+        "VolumeBasedCalculationTechnique",
+        "ConversionSourceAttributesSequence",
+        "UnassignedSharedConvertedAttributesSequence",
+        "UnassignedPerFrameConvertedAttributesSequence",
     }
 )
 CONTRAST = re.compile("Contrast(Bolus|Flow|Administration|Agent)")
 
 
+@dataclass(frozen=True)
+class Making:
+    """How a derived series was made, as it says of itself.
+
+    Attributes:
+        model_id: Name of the network, as the report names it; printable ASCII.
+        weights_sha256: Of its weights, 64 hex digits.
+        phase: Contrast phase that the prediction shows.
+        made_on: Date of the series; one that stays the same makes a second run write the same
+            bytes.
+        settings: What else was set, if not as usual; it tells series of one source apart.
+        stack: Of the source, where one Series Instance UID covers several.
+        spread: Values are a standard deviation in HU (``cascade.spread``), not a scan.
+        banner: The warning is drawn into the pixels, too.
+    """
+
+    model_id: str
+    weights_sha256: str
+    phase: Phase
+    made_on: datetime
+    settings: str = ""
+    stack: str = ""
+    spread: bool = False
+    banner: bool = False
+
+    def __post_init__(self) -> None:
+        name = self.model_id
+        if not (name.isascii() and name.isprintable() and "\\" not in name):
+            raise ValueError(f"model_id: expected printable ASCII without a backslash: {name!r}")
+
+    @property
+    def identity(self) -> str:
+        """What UIDs follow from, besides those of the source."""
+        more = [self.settings, self.stack, "spread" * self.spread, "banner" * self.banner]
+        return "/".join([self.model_id, self.weights_sha256, self.phase, *filter(None, more)])
+
+
 def derive(
-    series: Series,
-    virtual_hu: NDArray[np.int16],
-    *,
-    model_id: str,
-    weights_sha256: str,
-    phase: Phase,
-    made_on: datetime,
+    series: Series, virtual_hu: NDArray[np.int16], made: Making
 ) -> Iterator[tuple[str, bytes]]:
     """The derived images one by one: file name, content of a DICOM file.
+
+    A frame of Enhanced CT becomes an image of its own.
 
     Args:
         series: The source as ``read_series`` gives it.
         virtual_hu: Predicted HU on the voxels of the source, int16 [Z, H, W]. They are clipped to
             -1024..3071; where the source holds padding, its padding is written again.
-        model_id: Name of the network, as the report names it.
-        weights_sha256: Of its weights file, 64 hex digits.
-        phase: Contrast phase that the prediction shows.
-        made_on: Date of the new series; one that stays the same makes a second run write the same
-            bytes.
 
     Raises:
         SeriesError: The source lacks an identifier that a derived image must name.
-        ValueError: Shapes differ, or the model's name is no DICOM text.
+        ValueError: Shapes differ.
     """
     volume = series.volume
     if virtual_hu.shape != volume.hu.shape or virtual_hu.dtype != np.int16:
@@ -133,30 +197,30 @@ def derive(
             f"virtual_hu: expected int16 {volume.hu.shape}, found {virtual_hu.dtype} "
             f"{virtual_hu.shape}"
         )
-    if not (model_id.isascii() and model_id.isprintable() and "\\" not in model_id):
-        raise ValueError(f"model_id: expected printable ASCII without a backslash: {model_id!r}")
     _require_identifiers(series)
-    identity = f"{model_id}/{weights_sha256}/{phase}"
     storage = _Storage.of(series)
     stored = storage.encode(virtual_hu, series)
+    if made.banner:
+        stored[:, _banner(*volume.hu.shape[1:])] = HIGHEST_HU - storage.intercept
 
     # What all slices share is encoded once: pydicom takes a millisecond for each sequence.
     first = series.headers[0]
     shared = _carried_over(first, _same_in_all(series.headers))
     shared.SOPClassUID = CTImageStorage
-    shared.SeriesInstanceUID = derived_uid(str(first.SeriesInstanceUID), identity)
+    shared.SeriesInstanceUID = derived_uid(str(first.SeriesInstanceUID), made.identity)
     shared.ImageType = ["DERIVED", "SECONDARY", "AXIAL", "VIRTUAL_CONTRAST"]
     shared.SyntheticData = "YES"
-    _describe(shared, series, model_id, weights_sha256, phase, made_on)
-    _say_who(shared, first, model_id, made_on)
+    _describe(shared, series, made)
+    _say_who(shared, first, made)
     storage.describe(shared)
-    shared.WindowCenter, shared.WindowWidth = map(str, WINDOWS[phase])
+    window = SPREAD_WINDOW if made.spread else WINDOWS[made.phase]
+    shared.WindowCenter, shared.WindowWidth = map(str, window)
     letters = shared.get("SpecificCharacterSet", "iso8859")
     shared_parts = _encoded(shared, letters)
 
     for number, header in enumerate(series.headers):
         own = _carried_over(header, [tag for tag in header.keys() if tag not in shared])  # noqa: SIM118
-        own.SOPInstanceUID = derived_uid(str(header.SOPInstanceUID), identity)
+        own.SOPInstanceUID = derived_uid(_image_id(header), made.identity)
         own.InstanceNumber = header.get("InstanceNumber") or str(number + 1)
         _say_where_from(own, series, number)
         own.PixelData = stored[number].tobytes()
@@ -167,14 +231,7 @@ def derive(
 
 
 def write_series(
-    series: Series,
-    virtual_hu: NDArray[np.int16],
-    target: Folder,
-    *,
-    model_id: str,
-    weights_sha256: str,
-    phase: Phase,
-    made_on: datetime,
+    series: Series, virtual_hu: NDArray[np.int16], target: Folder, made: Making
 ) -> list[str]:
     """Write the derived series into a folder; returns the file names, ``0001.dcm`` and so on.
 
@@ -184,15 +241,7 @@ def write_series(
     """
     refuse_source_folder(series.paths, target)
     names = []
-    images = derive(
-        series,
-        virtual_hu,
-        model_id=model_id,
-        weights_sha256=weights_sha256,
-        phase=phase,
-        made_on=made_on,
-    )
-    for name, content in images:
+    for name, content in derive(series, virtual_hu, made):
         target.write(name, content)
         names.append(name)
     return names
@@ -202,6 +251,12 @@ def derived_uid(source_uid: str, identity: str) -> str:
     """A UID of its own under 2.25 (PS3.5 B.2), the same for the same source and model."""
     digest = hashlib.sha256(f"dyefreenet/{source_uid}/{identity}".encode()).digest()
     return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+
+
+def _image_id(header: Dataset) -> str:
+    """SOP Instance UID of a source image; with the frame's number in a multi-frame file."""
+    uid = str(header.SOPInstanceUID)
+    return f"{uid}/{header.InstanceNumber}" if header.get("SOPClassUID") in MULTI_FRAME else uid
 
 
 # ---- attributes ----------------------------------------------------------------------------------
@@ -262,26 +317,22 @@ def _is_kept(tag: BaseTag) -> bool:
     return word not in DROPPED and CONTRAST.match(word) is None
 
 
-def _describe(
-    image: Dataset,
-    series: Series,
-    model_id: str,
-    weights_sha256: str,
-    phase: Phase,
-    moment: datetime,
-) -> None:
+def _describe(image: Dataset, series: Series, made: Making) -> None:
     header = series.headers[0]
-    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
+    date, time = made.made_on.strftime("%Y%m%d"), made.made_on.strftime("%H%M%S")
     image.SeriesDate = image.ContentDate = image.InstanceCreationDate = date
     image.SeriesTime = image.ContentTime = image.InstanceCreationTime = time
-    image.SeriesNumber = str(int(header.get("SeriesNumber") or 0) + SERIES_OFFSET)
-    image.SeriesDescription = f"VIRTUAL CONTRAST {SHORT[phase]} - NOT FOR DIAGNOSTIC USE"
-    image.ImageComments = WARNING
+    offset = SERIES_OFFSET + made.spread
+    image.SeriesNumber = str(int(header.get("SeriesNumber") or 0) + offset)
+    kind = f"{SHORT[made.phase]} SPREAD" if made.spread else SHORT[made.phase]
+    image.SeriesDescription = f"VIRTUAL CONTRAST {kind} - NOT FOR DIAGNOSTIC USE"
+    image.ImageComments = SPREAD_WARNING if made.spread else WARNING
     image.ContentQualification = "RESEARCH"
+    what = "Standard deviation in HU of several predictions of virtual" if made.spread else "Virtual"
     image.DerivationDescription = (
-        f"Virtual {phase} contrast predicted from plain CT, three slices at a time, by the neural "
-        f"network {model_id}, weights sha256 {weights_sha256}, DyeFreeNet {__version__}. "
-        "No contrast agent was given."
+        f"{what} {made.phase} contrast predicted from plain CT, three slices at a time, by the "
+        f"neural network {made.model_id}, weights sha256 {made.weights_sha256}, DyeFreeNet "
+        f"{__version__}{made.settings and ', '}{made.settings}. No contrast agent was given."
     )[:1024]
     image.DerivationCodeSequence = [
         _code("VIRTUAL_CONTRAST", SCHEME, "Virtual contrast by a neural network")
@@ -292,11 +343,13 @@ def _describe(
     scheme.CodingSchemeVersion = "1"
     scheme.CodingSchemeResponsibleOrganization = "DyeFreeNet"
     image.CodingSchemeIdentificationSequence = [scheme]
-    image.BurnedInAnnotation = header.get("BurnedInAnnotation") or "NO"
+    own = "YES" if made.banner else "NO"
+    image.BurnedInAnnotation = "YES" if header.get("BurnedInAnnotation") == "YES" else own
     _carry_compression(image, series.headers)
     # Required, if only empty, and missing in many sources: empty says that nobody knows.
-    if "PatientPosition" not in image:
-        image.PatientPosition = ""
+    for word in ("PatientPosition", "AcquisitionNumber", "KVP"):
+        if word not in image:
+            image[word] = DataElement(word, dictionary_VR(word), "")
     part = image.get("BodyPartExamined")
     if (
         (not part or part in PAIRED_PARTS)
@@ -326,30 +379,31 @@ def _say_where_from(image: Dataset, series: Series, number: int) -> None:
     """The three source images, and the source series (PS3.3 C.7.6.1.4, C.12.2)."""
     purpose = _code("121322", "DCM", "Source image for image processing operation")
     sources = []
-    for neighbour in (number, number - 1, number + 1):  # the slice itself comes first
-        if 0 <= neighbour < len(series.headers):
-            item = _reference(series.headers[neighbour])
-            item.PurposeOfReferenceCodeSequence = [purpose]
-            sources.append(item)
+    triplet = neighbours(number, len(series.headers), series.breaks)
+    for neighbour in dict.fromkeys([number, *triplet]):  # the slice itself comes first
+        item = _reference(series.headers[neighbour])
+        item.PurposeOfReferenceCodeSequence = [purpose]
+        sources.append(item)
     image.SourceImageSequence = sources
     whole = Dataset()
     whole.SeriesInstanceUID = series.headers[number].SeriesInstanceUID
-    whole.ReferencedInstanceSequence = [
-        _reference(series.headers[neighbour])
-        for neighbour in (number - 1, number, number + 1)
-        if 0 <= neighbour < len(series.headers)
-    ]
+    near = [series.headers[neighbour] for neighbour in triplet]
+    files = {str(header.SOPInstanceUID): header for header in near}  # frames share one
+    whole.ReferencedInstanceSequence = [_reference(header, whole=True) for header in files.values()]
     image.ReferencedSeriesSequence = [whole]
 
 
-def _reference(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = CTImageStorage
+def _reference(header: Dataset, whole: bool = False) -> Dataset:
+    """A source image; ``whole``: the file, though it holds other frames, too."""
+    item, multi = Dataset(), header.get("SOPClassUID") in MULTI_FRAME
+    item.ReferencedSOPClassUID = header.SOPClassUID if multi else CTImageStorage
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    if multi and not whole:
+        item.ReferencedFrameNumber = str(header.InstanceNumber)
     return item
 
 
-def _say_who(image: Dataset, header: Dataset, model_id: str, moment: datetime) -> None:
+def _say_who(image: Dataset, header: Dataset, made: Making) -> None:
     """This tool made the image; the scanner that made its source becomes a contributor."""
     items = []
     if header.get("Manufacturer"):
@@ -368,14 +422,14 @@ def _say_who(image: Dataset, header: Dataset, model_id: str, moment: datetime) -
         items.append(scanner)
     tool = Dataset()
     tool.Manufacturer = "DyeFreeNet"
-    tool.ManufacturerModelName = model_id[:64]
+    tool.ManufacturerModelName = made.model_id[:64]
     tool.SoftwareVersions = __version__
-    tool.ContributionDateTime = moment.strftime("%Y%m%d%H%M%S")
+    tool.ContributionDateTime = made.made_on.strftime("%Y%m%d%H%M%S")
     tool.ContributionDescription = "Virtual contrast CT by a neural network; research use only"
     tool.PurposeOfReferenceCodeSequence = [_code("109102", "DCM", "Processing Equipment")]
     image.ContributingEquipmentSequence = [*items, tool]
     image.Manufacturer = "DyeFreeNet"
-    image.ManufacturerModelName = model_id[:64]
+    image.ManufacturerModelName = made.model_id[:64]
     image.SoftwareVersions = __version__
 
 
@@ -396,11 +450,11 @@ def _require_identifiers(series: Series) -> None:
                 f"{lacking} of {len(series.headers)} slices have no {word}, which a derived image "
                 "must name",
             )
-    frames = len(series.headers) - len({header.SOPInstanceUID for header in series.headers})
-    if frames:
+    distinct = len({_image_id(header) for header in series.headers})
+    if distinct < len(series.headers):
         raise SeriesError(
-            "pixels",
-            f"{frames + 1} slices share a file: multi-frame CT is read, not yet derived from",
+            "duplicate",
+            f"{len(series.headers)} slices have {distinct} SOP Instance UIDs; expected one each",
         )
 
 
@@ -455,6 +509,16 @@ def _file_meta(sop_uid: str) -> bytes:
 
 
 # ---- pixels --------------------------------------------------------------------------------------
+
+
+def _banner(height: int, width: int) -> NDArray[np.bool_]:
+    """Where the warning's letters are in a slice, [H, W]: a line along the upper edge."""
+    size = max(8, height // 24)
+    while size > 8 and ImageFont.load_default(size).getlength(BANNER) > 0.96 * width:
+        size -= 1
+    picture = Image.new("1", (width, height))
+    ImageDraw.Draw(picture).text((width * 0.02, 1), BANNER, 1, ImageFont.load_default(size))
+    return np.asarray(picture)
 
 
 @dataclass(frozen=True)
