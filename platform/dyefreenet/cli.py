@@ -11,18 +11,16 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
+from typing import Any, get_args
 
 from dyefreenet import __version__, recipes
-from dyefreenet.config import PHASES, IngestConfig, Recipe
+from dyefreenet.config import PHASES, GenerateConfig, IngestConfig, Recipe, Selection
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, ResourceError
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
 from dyefreenet.space import METHODS
 from dyefreenet.store import MANIFEST, Folder, fingerprint, salt_of
-
-SHIPPED = "shipped"  # the run that comes with the package
 
 EPILOG = """examples:
   dyefreenet run --recipe demo
@@ -32,7 +30,7 @@ EPILOG = """examples:
   dyefreenet plan --catalogue idc -o nlst-plan
   dyefreenet train --stage refine --recipe demo
   dyefreenet evaluate --recipe demo --all-protocols
-  dyefreenet generate -i CT_FOLDER -o OUT_FOLDER
+  dyefreenet generate -i CT_ARCHIVE -o OUT --report out.html
   dyefreenet sweep --recipe demo --method primary --trials 6
   dyefreenet describe --recipe paper
 
@@ -248,11 +246,29 @@ def _parser() -> argparse.ArgumentParser:
     _add_resources(sweep)
     sweep.set_defaults(call=_sweep)
 
-    generate = commands.add_parser("generate", help="virtual contrast of one plain CT series")
-    generate.add_argument("-i", "--input", required=True, help="DICOM folder, NIfTI file or s3://")
-    generate.add_argument("-o", "--output", required=True, help="folder, or a .nii.gz file")
+    generate = commands.add_parser(
+        "generate",
+        help="virtual contrast of an archive, or of one plain CT series",
+        description="Virtual contrast of every plain CT series of an archive, as derived DICOM in "
+        "its source's study and place that says what it is. TARGET/ledger.csv has a row a series: "
+        "done, refused or failed, and why. What was finished stays; a run that was killed goes on "
+        "with the same command. With RAY_ADDRESS the work is spread over that cluster.",
+    )
     generate.add_argument(
-        "--run", default=SHIPPED, help="run folder (default: the weights that come with us)"
+        "-i",
+        "--input",
+        required=True,
+        metavar="ARCHIVE",
+        help="folder, DICOMDIR, zip or tar, NIfTI file, or s3://",
+    )
+    generate.add_argument(
+        "-o", "--output", required=True, metavar="TARGET", help="another folder, or s3://"
+    )
+    generate.add_argument(
+        "--run",
+        action="append",
+        help="run folder or package (default: the weights that come with us); with --uncertainty "
+        "repeatable: the first makes the series, all of them say how sure they are",
     )
     generate.add_argument("--method", default="refine", help="row of the table (default: refine)")
     generate.add_argument(
@@ -261,10 +277,56 @@ def _parser() -> argparse.ArgumentParser:
         help="contrast phase to make (default: the one that the run's recipe names)",
     )
     generate.add_argument(
-        "--any-phase", action="store_true", help="take a series whose headers show contrast agent"
+        "--format",
+        choices=get_args(GenerateConfig.model_fields["output"].annotation),
+        default="dicom",
+        help="what a DICOM series becomes: dicom, a zip of that, nifti, or a png of five views; "
+        "NIfTI becomes NIfTI (default: dicom)",
     )
-    generate.add_argument("--threads", type=int, help="of torch (default: all cores)")
-    generate.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
+    generate.add_argument(
+        "--select",
+        metavar="RULES.json",
+        help='which series, such as {"thickness_mm": [0, 3], "kernels": ["B30f"], "one_per_study": '
+        "true}; also series, description (regular expression), slices",
+    )
+    generate.add_argument("--limit", type=int, help="at most so many series")
+    generate.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, by headers alone"
+    )
+    generate.add_argument("--json", action="store_true", help="print the account as one object")
+    generate.add_argument(
+        "--report", metavar="FILE.html", help="a page of every series, with pictures"
+    )
+    generate.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also a series of how far predictions lie apart over mirrored scans, overlapping "
+        "triplets and runs, in HU",
+    )
+    generate.add_argument(
+        "--average-overlap",
+        action=argparse.BooleanOptionalAction,
+        help="average what the triplets that hold a slice predict for it (default: as trained)",
+    )
+    generate.add_argument(
+        "--burn-in", action="store_true", help="draw the warning into the pixels, too"
+    )
+    generate.add_argument(
+        "--any-phase",
+        action="store_true",
+        help="take series that show contrast agent, or that a network made",
+    )
+    generate.add_argument(
+        "--no-check", action="store_true", help="look at no blood, soft tissue or flicker"
+    )
+    generate.add_argument(
+        "--actors", type=int, help="at most so many copies of the model (default: what fits)"
+    )
+    generate.add_argument("--cpus", type=int, help="of each of them (default: what suits)")
+    device = generate.add_mutually_exclusive_group()
+    device.add_argument("--gpu", dest="gpu", action="store_const", const="yes", default="auto")
+    device.add_argument("--cpu", dest="gpu", action="store_const", const="no")
+    generate.add_argument("-v", "--verbose", action="store_true", help="Ray's talk and tracebacks")
     generate.set_defaults(call=_generate)
 
     export = commands.add_parser("export", help="a trained cascade as a small folder of its own")
@@ -610,36 +672,89 @@ def _require_positive(options: argparse.Namespace, *names: str) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    import torch
+    from dyefreenet import runtime
+    from dyefreenet.generation.batch import Workers, generate_archive
+    from dyefreenet.generation.select import read_selection
+    from dyefreenet.generation.series import SHIPPED, model_of
 
-    from dyefreenet.cascade import Cascade
-    from dyefreenet.generation.series import generate
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.run == SHIPPED:
-        folder = Folder(str(files("dyefreenet") / "weights"))
+    _require_positive(options, "limit", "actors", "cpus")
+    config = GenerateConfig(
+        method=options.method,
+        phase=options.phase,
+        average_overlap=options.average_overlap,
+        uncertainty=options.uncertainty,
+        banner=options.burn_in,
+        output=options.format,
+        any_phase=options.any_phase,
+        check=not options.no_check,
+    )
+    runs = tuple(options.run or [SHIPPED])
+    if len(runs) > 1 and not options.uncertainty:
+        raise ConfigError("--run: expected one run, or --uncertainty for several")
+    model = model_of(runs, config)
+    selection = read_selection(options.select) if options.select else Selection()
+    if SHIPPED in runs:
         print(
             "NOTE: these weights learnt contrast from made-up CT (a phantom) alone.\n"
             "      Research only: what lights up was guessed, not measured.",
             file=sys.stderr,
         )
-    else:
-        folder = Folder(options.run)
-    cascade = Cascade.load(folder)
-    progress = Progress(every=5.0)
-    began = time.monotonic()
-    made = generate(
+    if "RAY_ADDRESS" in os.environ:
+        runtime.connect(options.verbose)  # headers are read there, too
+
+    def workers(series: int) -> Workers | None:
+        """A cluster for several series; one is done here, sooner than a cluster starts."""
+        if series < 2 and "RAY_ADDRESS" not in os.environ:
+            return None
+        runtime.connect(options.verbose)
+        return Workers(*runtime.actors(options.gpu, options.cpus, options.actors))
+
+    progress, began = Progress(every=5.0), time.monotonic()
+    target = Folder(options.output)
+    account = generate_archive(
         options.input,
-        options.output,
-        cascade,
-        options.method,
-        any_phase=options.any_phase,
-        phase=options.phase,
-        tick=lambda done, total: progress.tick("generate", done, total, "slices"),
+        target,
+        model,
+        config,
+        selection,
+        limit=options.limit,
+        dry_run=options.dry_run,
+        workers=workers,
+        report=lambda unit, done, total: progress.tick("generate", done, total, unit),
     )
-    seconds = time.monotonic() - began
-    print(f"{made}\n{duration(seconds)}, {seconds / len(made.virtual.hu):.2f} s/slice")
+    if options.report and not options.dry_run:
+        from dyefreenet.report.generated import write_generated
+
+        write_generated(target, options.report)
+    if options.json:
+        print(json.dumps(account, indent=1))
+        return
+    _tell_generated(account, options.output, time.monotonic() - began)
+    if options.report and not options.dry_run:
+        print(f"pictures: {options.report}")
+    if not options.dry_run and not account["done"]:
+        raise InputError(
+            f"{options.input}: no series got virtual contrast; see {target}/ledger.csv"
+        )
+
+
+def _tell_generated(account: dict[str, Any], target: str, seconds: float) -> None:
+    print(f"{account['series']} series found")
+    if "to_do" in account:
+        print(f"  {account['to_do']} to do, {account['selected_slices']} slices")
+    else:
+        again = account["already_done"]
+        told = f", {again} of them earlier" if again else ""
+        print(f"  {account['done']} done{told}, {account['done_slices']} slices")
+        if account["flagged"]:
+            print(f"  {account['flagged']} of them flagged: look at them first")
+    for status in ("refused", "failed"):
+        for code, count in account[status].items():
+            print(f"  {count} {status}: {code}")
+    for why, count in account["skipped_files"].items():
+        print(f"  {count} files passed over: {why}")
+    if "to_do" not in account:
+        print(f"{duration(seconds)}; every series and why: {target}/ledger.csv")
 
 
 def _export(options: argparse.Namespace) -> None:

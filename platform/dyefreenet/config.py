@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
@@ -85,6 +86,42 @@ class IngestConfig(Frozen):
     slab: PositiveInt = 16  # slices in a shard file, its neighbours not counted
     seconds: PositiveFloat = 900.0  # that a pair may take, else it has failed
     memory_gib: PositiveFloat = 12.0  # that a pair may take; 512 x 512 x 800 voxels need 4
+
+
+class Selection(Frozen):
+    """Which series of an archive get virtual contrast; what is not said does not matter."""
+
+    series: tuple[str, ...] = ()  # Series Instance UIDs, or keys of a ledger
+    description: str | None = None  # regular expression, found anywhere in Series Description
+    kernels: tuple[str, ...] = ()  # as the header names them
+    slices: tuple[int, int] | None = None  # least and most
+    thickness_mm: tuple[float, float] | None = None  # least and most, both included
+    one_per_study: bool = False  # the thinnest of what is left, then the one with most slices
+
+    @model_validator(mode="after")
+    def _check(self) -> Selection:
+        try:
+            re.compile(self.description or "")
+        except re.error as error:
+            raise ValueError(f"description: expected a regular expression: {error}") from None
+        return self
+
+
+class GenerateConfig(Frozen):
+    """What is made of each series of an archive, and what is refused."""
+
+    method: str = "refine"  # row of the final table
+    phase: Phase | None = None  # None: the one that the run's recipe names
+    average_overlap: bool | None = (
+        None  # predictions of one slice by three triplets; None: as trained
+    )
+    uncertainty: bool = False  # also how far predictions lie apart, as a series of its own
+    banner: bool = False  # the warning is drawn into the pixels, too
+    output: Literal["dicom", "zip", "nifti", "png"] = "dicom"
+    any_phase: bool = False  # take a series that shows contrast agent, or that a network made
+    check: bool = True  # look at blood, soft tissue and flicker of each series
+    seconds: PositiveFloat = 900.0  # that reading or writing a series may take
+    memory_gib: PositiveFloat = 12.0  # the same
 
 
 class GeneratorConfig(Frozen):

@@ -60,6 +60,7 @@ Reason = Literal[
     "virtual",  # made by a network, so not a measurement
     "held-out",  # would show training a patient kept for validation or test
     "ignored",  # left out by phases.csv
+    "not-selected",  # by the rules of --select, or beyond --limit
     "registration",  # plain and contrast could not be laid over each other
     "mask",  # its label map cannot be read, or lies elsewhere
     "syntax",  # a transfer syntax that no installed decoder reads

@@ -149,6 +149,40 @@ def share_of(resources: Resources) -> Share:
     return Share(use_gpu, round(booked, 2), max(1, int(own)))
 
 
+def actors(
+    gpu: Literal["auto", "yes", "no"], cpus: int | None, most: int | None
+) -> tuple[bool, float, int]:
+    """Whether actors that hold a model get a GPU, how many CPUs each, and how many fit at most.
+
+    A cluster that can grow has room for more than now: the number is no promise.
+
+    Args:
+        cpus: Of each; None: a GPU's share of its node's, two where there is none.
+        most: Of actors; None: no limit but the cluster's.
+
+    Raises:
+        ResourceError: A GPU was asked for and there is none, or no node has so many CPUs.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    if gpu == "yes" and gpus < 1:
+        raise ResourceError("--gpu: expected a GPU in the cluster, found none; leave it out")
+    use_gpu = gpu != "no" and gpus >= 1
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if cpus is None:
+        shares = [n.get("CPU", 0.0) // n["GPU"] for n in nodes if n.get("GPU", 0.0) >= 1]
+        booked = max(1.0, min(shares)) if use_gpu else min(2.0, largest)
+    else:
+        booked = float(cpus)
+    if not 0 < booked <= largest:
+        raise ResourceError(
+            f"--cpus: expected at most the {largest:g} CPUs of the largest node, found {booked:g}"
+        )
+    return use_gpu, booked, most or 10_000
+
+
 def parallel_steps(resources: Resources) -> int:
     """How many training steps go at once: by GPUs, or by pairs of cores on CPU."""
     import ray

@@ -73,6 +73,7 @@ class SeriesRow:
         spacing: mm, (z, y, x), z being the median step; None where the header does not tell.
         declared: Phase that ``phases.csv`` gives, or "ignore"; "" where it says nothing.
         declared_patient: Patient ID that it gives.
+        stack: Which of several stacks under one Series Instance UID; "" where it is the only one.
         seen: Phase that the image shows, where it was looked at; "" where that tells none.
         seen_by: What of the image tells it, or why nothing does.
         packed: Addresses of its files, compressed: an archive may have twenty million.
@@ -94,6 +95,7 @@ class SeriesRow:
     seen: str = ""
     seen_by: str = ""
     split_at: str = field(default="", repr=False)
+    stack: str = field(default="", repr=False)
     stamp: str = ""
     series_uid: str = field(default="", repr=False)
     study_uid: str = field(default="", repr=False)
@@ -346,6 +348,7 @@ def _row(root: str, uid: str, stack: str, files: list[Facts], salt: str, alone: 
         key=short_hash(uid if alone else f"{uid} {stack}", salt),
         patient=short_hash(first.patient_id, salt),
         split_at=short_hash(first.patient_id),
+        stack="" if alone else stack,
         modality=first.modality,
         slices=sum(one.images for one in files) or sum(one.frames for one in files),
         rows=first.rows,

@@ -67,6 +67,7 @@ class BloodPool:
         stray_hu: The brightest voxel of even pieces before or beside the spine, however short
             (bowel, a vessel cut off); NaN where none is brighter than ``STRAY_HU``.
         trunk_mm: Length of the slices with lungs or a liver, where an aorta must be.
+        spine_mm: Length of the spinal canal that was found.
     """
 
     level_hu: float = np.nan
@@ -74,6 +75,7 @@ class BloodPool:
     length_mm: float = 0.0
     stray_hu: float = np.nan
     trunk_mm: float = 0.0
+    spine_mm: float = 0.0
 
     @property
     def words(self) -> str:
@@ -135,9 +137,10 @@ def blood_pool(volume: Volume) -> BloodPool:
     lungs, organ = _trunk(image, body, spacing)
     first, last = int(canal[0, 0]), int(canal[-1, 0]) + 1
     trunk_mm = float(np.count_nonzero((lungs | organ)[first:last]) * z)
+    spine_mm = float((last - first) * z)
     zone = _zone(hu, image, body, canal, steps, spacing)
     if zone is None:
-        return BloodPool(trunk_mm=trunk_mm)
+        return BloodPool(trunk_mm=trunk_mm, spine_mm=spine_mm)
     doubtful = _pieces(zone, STRAY_HU, spacing, strict=False)
     stray = np.nan if doubtful is None else float(zone.smooth[doubtful].max())
     for level in LEVELS:
@@ -151,8 +154,8 @@ def blood_pool(volume: Volume) -> BloodPool:
             ml = float(np.count_nonzero(pieces) * z * y * x / 1000)
             # A short bright piece among long dark ones must not set the level: slices count alike.
             here = [np.median(s[p]) for s, p in zip(zone.smooth, pieces, strict=True) if p.any()]
-            return BloodPool(float(np.median(here)), ml, length, stray, trunk_mm)
-    return BloodPool(stray_hu=stray, trunk_mm=trunk_mm)
+            return BloodPool(float(np.median(here)), ml, length, stray, trunk_mm, spine_mm)
+    return BloodPool(stray_hu=stray, trunk_mm=trunk_mm, spine_mm=spine_mm)
 
 
 class _Zone(NamedTuple):

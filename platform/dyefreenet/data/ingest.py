@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -324,9 +325,8 @@ def spread(work: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[An
     Raises:
         DyeFreeNetError: The first that ``work`` raises.
     """
-    import ray  # here, so that a laptop reads an archive without it
-
-    if not ray.is_initialized():
+    # Not imported before it is needed: a laptop reads an archive without it.
+    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         yield from map(work, items)
         return
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from dyefreenet.data.align import BODY_HU, resample_like
@@ -69,6 +69,28 @@ def look(
         overlays.append([_overlay(soft, plane.view(cut, SOFT)) for cut in cuts])
     picture = _jpeg([*scans, *overlays], PAIR_BYTES)
     return picture, {"plain": histogram(plain), "contrast": histogram(aligned)}
+
+
+def strip(plain: Volume, virtual: Volume, warning: str, form: str = "jpeg") -> bytes:
+    """Plain CT above, virtual contrast below, at four heights and in the coronal plane.
+
+    Both rows have one window, and the warning stands beneath them.
+
+    Args:
+        form: Of the picture: jpeg, or png.
+    """
+    axial, coronal = _planes(plain, plain)
+    count = len(plain.hu)
+    planes = [replace(axial, index=count * (2 * n + 1) // 8) for n in reversed(range(4))]
+    planes.append(coronal)
+    scans = [[plane.view(plane.cut(scan), VESSEL) for plane in planes] for scan in (plain, virtual)]
+    views = _mosaic(scans)
+    picture = Image.new("L", (views.width, views.height + 18))
+    picture.paste(views)
+    ImageDraw.Draw(picture).text((4, views.height + 1), warning, 255, ImageFont.load_default(14))
+    sink = io.BytesIO()
+    picture.save(sink, form, **({"quality": 85} if form == "jpeg" else {}))
+    return sink.getvalue()
 
 
 def histogram(volume: Volume) -> list[int]:
@@ -175,6 +197,16 @@ def _overlay(plain: Image.Image, contrast: Image.Image) -> Image.Image:
 
 def _jpeg(rows: Sequence[Sequence[Image.Image]], most: int) -> bytes:
     """Views as one picture of at most ``most`` bytes, unless the coarsest JPEG has more."""
+    picture = _mosaic(rows)
+    for quality in _QUALITIES:
+        sink = io.BytesIO()
+        picture.save(sink, "jpeg", quality=quality, subsampling=0)  # rims are a pixel or two wide
+        if sink.tell() <= most:
+            break
+    return sink.getvalue()
+
+
+def _mosaic(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     heights = [max(view.height for view in row) for row in rows]
     width, height = (_GAP * (n - 1) for n in (len(rows[0]), len(rows)))
     size = width + _WIDTH * len(rows[0]), height + sum(heights)
@@ -184,9 +216,4 @@ def _jpeg(rows: Sequence[Sequence[Image.Image]], most: int) -> bytes:
         for position, view in enumerate(row):
             picture.paste(view, (position * (_WIDTH + _GAP), top + (height - view.height) // 2))
         top += height + _GAP
-    for quality in _QUALITIES:
-        sink = io.BytesIO()
-        picture.save(sink, "jpeg", quality=quality, subsampling=0)  # rims are a pixel or two wide
-        if sink.tell() <= most:
-            break
-    return sink.getvalue()
+    return picture

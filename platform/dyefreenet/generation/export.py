@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from pydicom.dataelem import DataElement
 from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr, write_data_element, write_file_meta_info
@@ -328,7 +328,9 @@ def _describe(image: Dataset, series: Series, made: Making) -> None:
     image.SeriesDescription = f"VIRTUAL CONTRAST {kind} - NOT FOR DIAGNOSTIC USE"
     image.ImageComments = SPREAD_WARNING if made.spread else WARNING
     image.ContentQualification = "RESEARCH"
-    what = "Standard deviation in HU of several predictions of virtual" if made.spread else "Virtual"
+    what = (
+        "Standard deviation in HU of several predictions of virtual" if made.spread else "Virtual"
+    )
     image.DerivationDescription = (
         f"{what} {made.phase} contrast predicted from plain CT, three slices at a time, by the "
         f"neural network {made.model_id}, weights sha256 {made.weights_sha256}, DyeFreeNet "

@@ -1,128 +1,299 @@
-"""One plain series to virtual contrast: DICOM in, derived DICOM out; NIfTI in, NIfTI out."""
+"""One series of an archive from its files to virtual contrast and a record. No Ray.
+
+    target/series/UID/0001.dcm ...    the derived series (UID.zip, UID.nii.gz or UID.png if asked)
+    target/spread/UID/...             how far predictions lie apart, if asked for
+    target/previews/KEY.jpg           plain above, virtual below
+    target/records/KEY.json           what became of the series, written after all of its files
+
+A series whose record is not there, or whose files are not those of the record, is not done.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.resources import files
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dyefreenet import __version__
-from dyefreenet.cascade import Cascade
-from dyefreenet.config import Phase
-from dyefreenet.data.archive import SeriesRow, scan
-from dyefreenet.data.cohort import plain_only
-from dyefreenet.data.dicom import read_series
-from dyefreenet.data.files import IMAGES, fetch
-from dyefreenet.data.images import NIFTI, image_axes, local_image, read_image, write_nifti
+from dyefreenet.config import GenerateConfig, Phase
+from dyefreenet.data.archive import SeriesRow
+from dyefreenet.data.guard import Failed, Guard
 from dyefreenet.data.volume import Volume
-from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.generation.export import refuse_source_folder, write_series
+from dyefreenet.errors import InputError, SeriesError, StoreError
+from dyefreenet.generation.export import Making
+from dyefreenet.generation.work import finish, open_series
+from dyefreenet.plan import TRAINED
 from dyefreenet.store import Folder
+
+DONE, REFUSED, FAILED = "done", "refused", "failed"
+SHIPPED = "shipped"  # the run that comes with the package
+BYTES_A_VOXEL = 20  # that a prediction takes at its peak: HU twice, the change in fp32, and masks
+
+Record = dict[str, Any]
+
+
+class Network(Protocol):
+    """What makes virtual contrast of a volume."""
+
+    def predict(self, volume: Volume, breaks: Sequence[int]) -> NDArray[np.int16]:
+        """HU on the volume's voxels, [Z, H, W]."""
+
+    def spread(self, volume: Volume, breaks: Sequence[int]) -> NDArray[np.int16]:
+        """How far predictions lie apart, HU, [Z, H, W]."""
 
 
 @dataclass(frozen=True)
-class Generated:
-    """What was made, for the terminal."""
+class Model:
+    """Which weights make the series, as far as the driver knows without loading them.
 
-    plain: Volume
-    virtual: Volume
-    target: str
-    files: int
+    Attributes:
+        runs: Run folders or packages; "shipped": what comes with the package. The first makes the
+            series, further ones take part in the spread.
+        model_id: As the DICOM names it.
+        weights_sha256: Of the generator that has the last word.
+        phase: That is made.
+    """
 
-    def __str__(self) -> str:
-        change = self.virtual.hu.astype(np.int32) - self.plain.hu
-        enhanced = int((change > 80).sum())
-        millilitres = enhanced * float(np.prod(self.plain.spacing)) / 1000.0
-        return (
-            f"{len(self.virtual.hu)} slices in {self.files} files at {self.target}; "
-            f"{millilitres:.0f} ml rose by more than 80 HU"
+    runs: tuple[str, ...]
+    model_id: str
+    weights_sha256: str
+    phase: Phase
+
+    def making(self, row: SeriesRow, made_on: datetime, config: GenerateConfig) -> Making:
+        """How a series is made, for its DICOM."""
+        average = {None: "", True: "overlapping predictions averaged", False: "no averaging"}
+        return Making(
+            self.model_id,
+            self.weights_sha256,
+            self.phase,
+            made_on,
+            settings=average[config.average_overlap],
+            stack=row.stack,
+            banner=config.banner,
         )
 
 
-def generate(
-    source: str,
-    target: str,
-    cascade: Cascade,
-    method: str = "refine",
-    made_on: datetime | None = None,
-    any_phase: bool = False,
-    phase: Phase | None = None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
-) -> Generated:
-    """Virtual contrast of the one plain series that ``source`` holds.
+def folder_of(run: str) -> Folder:
+    """A run folder by its address; "shipped" is wherever this machine has the package."""
+    return Folder(str(files("dyefreenet") / "weights") if run == SHIPPED else run)
 
-    Args:
-        source: Folder of DICOM, or a NIfTI file; local or ``s3://``.
-        target: Folder for DICOM; for NIfTI a file that ends in .nii or .nii.gz. Local or ``s3://``.
-        made_on: Date of the series; None: now.
-        any_phase: Take a series whose headers show contrast agent, or that a network made.
-        phase: That is to be made; None: the one that the recipe names.
+
+def model_of(runs: Sequence[str], config: GenerateConfig) -> Model:
+    """What runs say of themselves; no weights are loaded.
 
     Raises:
-        InputError: There is no series, or more than one; or the target is where the source lies.
+        InputError: A run is not there, or lacks the method or the phase.
+    """
+    from dyefreenet import recipes  # here: workers that only read need no YAML
+
+    described = []
+    for run in runs:
+        folder = folder_of(run)
+        if not folder.exists("recipe.json"):
+            raise InputError(f"{folder}: expected a run with recipe.json, found none")
+        recipe = recipes.validate(folder.read_json("recipe.json"))
+        manifest = (folder / config.method).manifest()
+        if manifest is None:
+            there = [name for name in TRAINED if name != "ssl" and (folder / name).manifest()]
+            raise InputError(
+                f"{folder}: expected a finished {config.method}, found "
+                f"{', '.join(there) or 'no trained step'}; --method names another"
+            )
+        phase = config.phase or recipe.ingest.phase
+        learnt = recipe.phases(config.method)
+        if phase not in learnt:
+            raise InputError(
+                f"phase {phase}: {config.method} has learnt {', '.join(learnt)}; train with "
+                "generator.target_phase=true for several"
+            )
+        sha256 = manifest["files"]["weights/generator.safetensors"]
+        name = f"DyeFreeNet {__version__} {recipe.name} {config.method}"
+        described.append((name, sha256, phase))
+    return Model(tuple(runs), *described[0])
+
+
+def load(model: Model, config: GenerateConfig, device: str = "cpu") -> Network:
+    """The trained networks, on a device."""
+    from dyefreenet import cascade as networks  # here: a run with nothing to do loads no torch
+
+    class Trained:
+        def __init__(self) -> None:
+            self.cascades = [networks.Cascade.load(folder_of(run), device) for run in model.runs]
+
+        def predict(self, volume: Volume, breaks: Sequence[int]) -> NDArray[np.int16]:
+            return (
+                self.cascades[0]
+                .predict(
+                    volume,
+                    config.method,
+                    phase=model.phase,
+                    average=config.average_overlap,
+                    breaks=breaks,
+                )
+                .hu
+            )
+
+        def spread(self, volume: Volume, breaks: Sequence[int]) -> NDArray[np.int16]:
+            return networks.spread(
+                self.cascades, volume, config.method, phase=model.phase, breaks=breaks
+            ).hu
+
+    return Trained()
+
+
+def make_series(
+    row: SeriesRow,
+    mark: str,
+    target: Folder,
+    config: GenerateConfig,
+    making: Making,
+    guard: Guard,
+    predict: Callable[[Volume, Sequence[int]], tuple[NDArray[np.int16], NDArray[np.int16] | None]],
+) -> Record:
+    """Do one series, and write what became of it; its record.
+
+    Args:
+        mark: What the outcome follows from as the driver sees it.
+        predict: The networks: HU, and how far predictions lie apart if that is asked for.
+
+    Raises:
+        StorageError: The target cannot be written: no fault of the series.
+    """
+    record = blank(row, mark)
+    began = time.monotonic()
+    try:
+        told, (voxels,) = guard.run(open_series, row, config)
+        read = time.monotonic()
+        hu = np.frombuffer(voxels, np.int16).reshape(told["shape"])
+        _require_memory(hu.size)
+        virtual, apart = predict(Volume(hu, tuple(told["spacing"])), told["breaks"])
+        predicted = time.monotonic()
+        answer, contents = guard.run(
+            finish,
+            row.key,
+            virtual.tobytes(),
+            b"" if apart is None else apart.tobytes(),
+            config,
+            making,
+        )
+    except SeriesError as refusal:
+        record |= {"status": REFUSED, "code": refusal.reason, "detail": refusal.detail}
+    except (Failed, MemoryError, RuntimeError) as failure:  # torch's own are RuntimeErrors
+        detail = str(failure) if isinstance(failure, Failed) else type(failure).__name__
+        record |= {"status": FAILED, "code": _code(failure), "detail": detail}
+    else:
+        names = [*answer["names"], f"previews/{row.key}.jpg"]
+        with ThreadPoolExecutor(8) as pool:
+            digests = list(pool.map(target.write, names, contents))
+        now = time.monotonic()
+        record |= {
+            "status": DONE,
+            "files": dict(zip(names, digests, strict=True)),
+            "slices": len(hu),
+            "source_sha256": told["sha256"],
+            "notes": list(told["notes"]),
+            "breaks": len(told["breaks"]),
+            "quality": answer["quality"],
+            "seconds": {
+                "read": round(read - began, 3),
+                "predict": round(predicted - read, 3),
+                "write": round(now - predicted, 3),
+            },
+        }
+    target.write_json(f"records/{row.key}.json", record)
+    return record
+
+
+def blank(row: SeriesRow, mark: str) -> Record:
+    """A record of which nothing is known yet."""
+    return {
+        "key": row.key,
+        "patient": row.patient,
+        "mark": mark,
+        "status": FAILED,
+        "code": "",
+        "detail": "",
+        "slices": row.slices,
+        "files": {},
+        "notes": [],
+        "breaks": 0,
+        "quality": None,
+        "source_sha256": "",
+        "seconds": {},
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def is_whole(target: Folder, record: Record) -> bool:
+    """Whether every file of a finished series is what was written, by its digest."""
+
+    def same(entry: tuple[str, str]) -> bool:
+        try:
+            target.read(*entry)
+        except (InputError, StoreError):
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        return all(pool.map(same, record["files"].items()))
+
+
+def virtual_of(source: Volume | str | Path, runs: Sequence[str], config: GenerateConfig) -> Volume:
+    """Virtual contrast of a volume, or of the one series that a folder or an image file holds.
+
+    Raises:
+        InputError: No such place, more than one series there, or no such method or phase.
         SeriesError: The series cannot be used.
     """
-    now = made_on or datetime.now(timezone.utc)
-    if source.lower().endswith(IMAGES):
-        path = target if target.lower().endswith(NIFTI) else f"{target}/virtual_contrast.nii.gz"
-        if _address(path) == _address(source):
+    from dyefreenet.data.archive import scan
+    from dyefreenet.data.cohort import plain_only
+    from dyefreenet.data.dicom import read_series
+    from dyefreenet.data.files import fetch
+    from dyefreenet.data.images import read_image_at
+    from dyefreenet.generation.quality import body_of
+
+    network = load(model_of(runs, config), config)
+    breaks: Sequence[int] = ()
+    if isinstance(source, Volume):
+        plain = source
+    else:
+        rows = [row for row in scan(str(source)) if row.modality == "CT" and not row.localizer]
+        if len(rows) != 1:
             raise InputError(
-                f"{target}: expected another file than the source, which stays as it is"
+                f"{source}: expected one CT series, found {len(rows)}; dyefreenet generate takes "
+                "archives"
             )
-        with local_image(source) as local:
-            plain, axes = read_image(local), image_axes(local)
-        virtual = cascade.predict(plain, method, tick, phase)
-        # Voxel [i, j, k] of the output is voxel [i, j, k] of the input, whichever way its axes run.
-        _put_nifti(virtual, path, axes)
-        return Generated(plain, virtual, path, 1)
-    rows = [row for row in scan(source) if row.modality == "CT" and not row.localizer]
-    if len(rows) != 1:
-        raise InputError(
-            f"{source}: expected one CT series, found {len(rows)}; name the folder of one series"
-        )
-    to_file = target.lower().endswith(NIFTI)
-    place = _address(target).rpartition("/")[0] if to_file else target
-    refuse_source_folder(rows[0].files, Folder(place))
-    if not any_phase:
-        _require_plain(rows[0])
-    series = read_series(fetch(rows[0].files))
-    virtual = cascade.predict(series.volume, method, tick, phase)
-    if to_file:
-        _put_nifti(virtual, target)
-        return Generated(series.volume, virtual, target, 1)
-    names = write_series(
-        series,
-        virtual.hu,
-        Folder(target),
-        model_id=f"DyeFreeNet {__version__} {cascade.recipe.name} {method}",
-        weights_sha256=cascade.method(method).weights_sha256,
-        phase=phase or cascade.recipe.ingest.phase,
-        made_on=now,
-    )
-    return Generated(series.volume, virtual, target, len(names))
+        _, refused = plain_only(rows)
+        if refused and not config.any_phase:
+            raise SeriesError(refused[0].reason, refused[0].detail)
+        if rows[0].is_image:
+            plain = read_image_at(rows[0].files[0])
+        else:
+            series = read_series(fetch(rows[0].files), slice_wise=True)
+            plain, breaks = series.volume, series.breaks
+    body = body_of(plain)
+    return plain.with_hu(np.where(body, network.predict(plain, breaks), plain.hu))
 
 
-def _require_plain(row: SeriesRow) -> None:
-    _, refused = plain_only([row])
-    if refused:
-        raise SeriesError(
-            refused[0].reason, f"{refused[0].detail}; if it is plain CT all the same: --any-phase"
-        )
+def _code(failure: BaseException) -> str:
+    if not isinstance(failure, Failed):
+        return "network"
+    text = str(failure)
+    return "time" if "took more than" in text else "memory" if "memory" in text else "crash"
 
 
-def _put_nifti(volume: Volume, uri: str, axes: str = "LPS") -> None:
-    """A NIfTI file at any address, whole or not at all."""
-    folder, _, name = _address(uri).rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / ("volume.nii.gz" if name.lower().endswith(".gz") else "volume.nii")
-        write_nifti(volume, local, axes)
-        Folder(folder).write(name, local.read_bytes())
-
-
-def _address(uri: str) -> str:
-    """As ``Folder`` has it: a local path is made absolute."""
-    return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+def _require_memory(voxels: int) -> None:
+    """Stop before the kernel would end this process, and every other series with it."""
+    needed = voxels * BYTES_A_VOXEL
+    with open("/proc/meminfo") as lines:
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    if needed > free:
+        raise Failed(f"needs {needed >> 20} MiB of memory, and {free >> 20} are free")

@@ -1,0 +1,159 @@
+"""What happens to a series before and after the network: reading, checks, the files it becomes.
+
+All of it runs in a process of its own (``data.guard``), for decoders read bytes from strangers.
+That process keeps the series open from ``open_series`` to ``finish``, so that nothing is read twice
+and headers stay where they were parsed; only voxels go to and fro. No torch, no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dyefreenet.config import GenerateConfig
+from dyefreenet.data.archive import SeriesRow
+from dyefreenet.data.blood import CONTRAST_HU, BloodPool, blood_pool
+from dyefreenet.data.dicom import Series, read_series
+from dyefreenet.data.files import fetch
+from dyefreenet.data.images import image_axes, local_image, read_image, write_nifti
+from dyefreenet.data.look import strip
+from dyefreenet.data.volume import Volume
+from dyefreenet.errors import SeriesError
+from dyefreenet.generation.export import WARNING, Making, derive, derived_uid
+from dyefreenet.generation.quality import body_of, judge
+
+Answer = tuple[dict[str, Any], list[bytes]]
+
+
+@dataclass(frozen=True)
+class _Open:
+    """The series that is being worked on."""
+
+    plain: Volume
+    dicom: Series | None  # None: it came from an image file, whose axes are
+    axes: str
+    pool: BloodPool | None  # None: it was not looked at
+
+
+_open: _Open | None = None
+
+
+def open_series(row: SeriesRow, config: GenerateConfig) -> Answer:
+    """Read a series, and refuse what no network should see.
+
+    Returns:
+        ``shape``, ``spacing`` in mm, ``breaks``, ``notes`` and ``sha256`` of the voxels; and the
+        voxels, HU in int16.
+
+    Raises:
+        SeriesError: It cannot be read, or its blood shows contrast agent.
+    """
+    global _open
+    _open = None  # of an earlier one that broke off
+    if row.is_image:
+        with local_image(row.files[0]) as local:
+            plain, axes = read_image(local), image_axes(local)
+        series = None
+    else:
+        # NIfTI has one matrix for all slices; DICOM has a place for each.
+        series = read_series(fetch(row.files), slice_wise=config.output != "nifti")
+        plain, axes = series.volume, "LPS"
+    pool = None
+    if config.check:
+        pool = blood_pool(plain)
+        if pool.level_hu >= CONTRAST_HU and not config.any_phase:
+            raise SeriesError(
+                "has-contrast",
+                f"the image shows a {pool.words}, where blood without contrast agent has 30 to 60; "
+                "if it is plain CT all the same: --any-phase",
+            )
+    _open = _Open(plain, series, axes, pool)
+    voxels = plain.hu.tobytes()
+    told = {
+        "shape": plain.hu.shape,
+        "spacing": plain.spacing,
+        "breaks": series.breaks if series else (),
+        "notes": series.notes if series else (),
+        "sha256": hashlib.sha256(voxels).hexdigest(),
+    }
+    return told, [voxels]
+
+
+def finish(
+    key: str, predicted: bytes, apart: bytes, config: GenerateConfig, made: Making
+) -> Answer:
+    """The files that the open series becomes.
+
+    What lies outside of the body, and padding, is the source's own again, whatever was predicted.
+
+    Args:
+        key: Of the series; names files that have no UID to be named by.
+        predicted: HU on the voxels of the series, int16.
+        apart: How far predictions lie apart, the same way; empty: not asked for.
+
+    Returns:
+        ``names`` of the files below the target, ``quality``; and their contents, the preview last.
+
+    Raises:
+        SeriesError: The source lacks an identifier that a derived image must name.
+    """
+    global _open
+    assert _open is not None, "open_series comes first"
+    opened, _open = _open, None
+    plain = opened.plain
+    body = body_of(plain)
+    if plain.padding is not None:
+        body &= ~plain.padding
+    hu = np.frombuffer(predicted, np.int16).reshape(plain.hu.shape)
+    virtual = plain.with_hu(np.where(body, hu, plain.hu))
+    del hu, predicted
+    told: dict[str, Any] = {"quality": None}
+    if config.check:
+        told["quality"] = asdict(judge(plain, virtual, body, made.phase, opened.pool))
+    names, contents = _files(opened, key, virtual, made, config.output)
+    if apart:
+        own = np.frombuffer(apart, np.int16).reshape(plain.hu.shape)
+        spread = plain.with_hu(np.where(body, own, np.int16(0)))
+        output = "nifti" if config.output == "png" else config.output
+        more = _files(opened, key, spread, replace(made, spread=True), output)
+        names, contents = names + more[0], contents + more[1]
+    return told | {"names": names}, [*contents, strip(plain, virtual, WARNING)]
+
+
+def _files(
+    opened: _Open, key: str, volume: Volume, made: Making, output: str
+) -> tuple[list[str], list[bytes]]:
+    """Names below the target, and contents."""
+    series = opened.dicom
+    kind = "spread" if made.spread else "series"
+    if series is None:
+        name = f"{kind}/{key}"
+    else:
+        name = f"{kind}/{derived_uid(str(series.headers[0].SeriesInstanceUID), made.identity)}"
+    if output == "png":
+        return [f"{name}.png"], [strip(opened.plain, volume, WARNING, "png")]
+    if output == "nifti" or series is None:
+        return [f"{name}.nii.gz"], [_nifti(volume, opened.axes)]
+    images = list(derive(series, volume.hu, made))
+    if output == "dicom":
+        return [f"{name}/{file}" for file, _ in images], [content for _, content in images]
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as package:
+        for file, content in images:  # with a date of its own, so that a second run writes the same
+            about = zipfile.ZipInfo(file, made.made_on.timetuple()[:6])
+            package.writestr(about, content, zipfile.ZIP_DEFLATED, 1)
+    return [f"{name}.zip"], [sink.getvalue()]
+
+
+def _nifti(volume: Volume, axes: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "volume.nii.gz"
+        write_nifti(volume, path, axes)
+        return path.read_bytes()
