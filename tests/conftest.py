@@ -10,11 +10,15 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from object_store import ObjectStore
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("DYEFREENET_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -105,3 +109,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         name = mark.args[0]
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed: apt-get install {DEBIAN_PACKAGES[name]}")
+
+
+@pytest.fixture(scope="session")
+def ct() -> Callable[..., list[bytes]]:
+    """``made_up_ct.make_ct``."""
+    from made_up_ct import make_ct  # here: numpy takes its threads from what is set above
+
+    return make_ct
+
+
+@pytest.fixture
+def write_ct(ct: Callable[..., list[bytes]]) -> Callable[..., Path]:
+    """``make_ct`` into a folder: takes the folder first, and returns it."""
+
+    def write(folder: Path, hu: NDArray[Any], **attributes: Any) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, content in enumerate(ct(hu, **attributes)):
+            (folder / f"{number + 1:04d}.dcm").write_bytes(content)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def steps() -> NDArray[Any]:
+    """HU that tell every voxel from every other along all axes, int16 [4, 6, 8]."""
+    import numpy as np
+
+    return np.arange(4 * 6 * 8, dtype=np.int16).reshape(4, 6, 8) * 5 - 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from made_up_ct import X, Y, Z, scan
 
 from dyefreenet.config import PhantomConfig
 from dyefreenet.data.blood import (
@@ -16,46 +17,6 @@ from dyefreenet.data.dicom import read_series
 from dyefreenet.data.images import read_image
 from dyefreenet.data.phantom import make_patient
 from dyefreenet.data.volume import Volume
-
-Z, Y, X = 40, 120, 170  # voxels
-
-
-def scan(aorta=45, *, lungs=True, spine=True, discs=True, noise=12.0, step=3.0, insert=None):
-    """A trunk of 120 mm: muscle of 50 HU in fat, a vertebra with its canal, an aorta before it.
-
-    Args:
-        lungs: Or a belly full of fat.
-        aorta: HU of a tube of 20 mm, its middle 60 mm before the canal's.
-        insert: HU, first and last slice of another tube, to the left of the aorta and before it.
-    """
-    z, y, x = np.meshgrid(
-        np.arange(Z) * step, (np.arange(Y) - 60) * 2.0, (np.arange(X) - 85) * 2.0, indexing="ij"
-    )
-    hu = np.full(z.shape, -1000.0)
-    hu[(x / 150) ** 2 + (y / 105) ** 2 < 1] = -100
-    hu[(x / 130) ** 2 + (y / 85) ** 2 < 1] = 50
-    if lungs:
-        hu[((np.abs(x) - 80) / 35) ** 2 + ((y + 5) / 60) ** 2 < 1] = -850
-    else:
-        hu[((x / 115) ** 2 + (y / 70) ** 2 < 1) & ((y < 0) | (np.abs(x) > 50))] = -100
-    if spine:
-        # Middle of the canal at y = 50, of the vertebra 28 mm before it.
-        arch, canal = np.hypot(x, y - 50), np.hypot(x, y - 50) < 9
-        hu[(arch < 14) | ((np.abs(x) < 4) & (y > 50) & (y < 78))] = 500
-        vertebra = (x / 22) ** 2 + ((y - 24) / 16) ** 2
-        hu[vertebra < 1] = 500
-        hu[vertebra < 0.8] = 200
-        if discs:
-            hu[(vertebra < 1) & (z % 30 < 7)] = 80
-        hu[canal] = 25
-    fat = np.hypot(x - 5, y + 10) < 14
-    hu[fat] = -100
-    hu[np.hypot(x - 5, y + 10) < 10] = aorta
-    if insert is not None:
-        level, first, last = insert
-        hu[first:last][np.hypot(x - 20, y + 22)[first:last] < 9] = level
-    hu += np.random.default_rng(3).normal(0, noise, hu.shape)
-    return Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), (step, 2.0, 2.0))
 
 
 @pytest.mark.parametrize(

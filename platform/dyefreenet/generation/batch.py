@@ -373,10 +373,13 @@ def _done_by(
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor,  # type: ignore[arg-type]  # a class, made once in each actor
             fn_constructor_args=(packed, workers.gpu, max(1, int(workers.cpus))),
-            concurrency=(1, min(workers.most, len(rows))),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=min(workers.most, len(rows)),
+                max_concurrent_calls_per_actor=max(AT_ONCE, int(workers.cpus)),
+            ),
             num_cpus=workers.cpus,
             num_gpus=1 if workers.gpu else 0,
-            max_concurrency=max(AT_ONCE, int(workers.cpus)),
         )
         for answered in dataset.iter_rows():
             answer = pickle.loads(answered["answer"])

@@ -1,21 +1,18 @@
-"""Tiny CT series, made slice by slice with every attribute open to change."""
+"""CT for tests: series as files with every attribute open to change, and a trunk with an aorta."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
-import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-MakeCt = Callable[..., list[bytes]]
-WriteCt = Callable[..., Path]
+from dyefreenet.data.volume import Volume
 
 
 def make_ct(
@@ -90,26 +87,42 @@ def make_ct(
     return files
 
 
-@pytest.fixture(scope="session")
-def ct() -> MakeCt:
-    """``make_ct``."""
-    return make_ct
+Z, Y, X = 40, 120, 170  # voxels
 
 
-@pytest.fixture
-def write_ct() -> WriteCt:
-    """``make_ct`` into a folder: takes the folder first, and returns it."""
+def scan(aorta=45, *, lungs=True, spine=True, discs=True, noise=12.0, step=3.0, insert=None):
+    """A trunk of 120 mm: muscle of 50 HU in fat, a vertebra with its canal, an aorta before it.
 
-    def write(folder: Path, hu: NDArray[Any], **attributes: Any) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, content in enumerate(make_ct(hu, **attributes)):
-            (folder / f"{number + 1:04d}.dcm").write_bytes(content)
-        return folder
-
-    return write
-
-
-@pytest.fixture
-def steps() -> NDArray[np.int16]:
-    """HU that tell every voxel from every other along all axes, [4, 6, 8]."""
-    return np.arange(4 * 6 * 8, dtype=np.int16).reshape(4, 6, 8) * 5 - 500
+    Args:
+        lungs: Or a belly full of fat.
+        aorta: HU of a tube of 20 mm, its middle 60 mm before the canal's.
+        insert: HU, first and last slice of another tube, to the left of the aorta and before it.
+    """
+    z, y, x = np.meshgrid(
+        np.arange(Z) * step, (np.arange(Y) - 60) * 2.0, (np.arange(X) - 85) * 2.0, indexing="ij"
+    )
+    hu = np.full(z.shape, -1000.0)
+    hu[(x / 150) ** 2 + (y / 105) ** 2 < 1] = -100
+    hu[(x / 130) ** 2 + (y / 85) ** 2 < 1] = 50
+    if lungs:
+        hu[((np.abs(x) - 80) / 35) ** 2 + ((y + 5) / 60) ** 2 < 1] = -850
+    else:
+        hu[((x / 115) ** 2 + (y / 70) ** 2 < 1) & ((y < 0) | (np.abs(x) > 50))] = -100
+    if spine:
+        # Middle of the canal at y = 50, of the vertebra 28 mm before it.
+        arch, canal = np.hypot(x, y - 50), np.hypot(x, y - 50) < 9
+        hu[(arch < 14) | ((np.abs(x) < 4) & (y > 50) & (y < 78))] = 500
+        vertebra = (x / 22) ** 2 + ((y - 24) / 16) ** 2
+        hu[vertebra < 1] = 500
+        hu[vertebra < 0.8] = 200
+        if discs:
+            hu[(vertebra < 1) & (z % 30 < 7)] = 80
+        hu[canal] = 25
+    fat = np.hypot(x - 5, y + 10) < 14
+    hu[fat] = -100
+    hu[np.hypot(x - 5, y + 10) < 10] = aorta
+    if insert is not None:
+        level, first, last = insert
+        hu[first:last][np.hypot(x - 20, y + 22)[first:last] < 9] = level
+    hu += np.random.default_rng(3).normal(0, noise, hu.shape)
+    return Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), (step, 2.0, 2.0))
