@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 from dyefreenet.data.volume import Volume
 
@@ -126,3 +126,44 @@ def scan(aorta=45, *, lungs=True, spine=True, discs=True, noise=12.0, step=3.0, 
         hu[first:last][np.hypot(x - 20, y + 22)[first:last] < 9] = level
     hu += np.random.default_rng(3).normal(0, noise, hu.shape)
     return Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), (step, 2.0, 2.0))
+
+
+def enhanced(hu, order=None):
+    """Enhanced CT with its own rescale, position and number in each frame."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    ds.SOPClassUID, ds.SOPInstanceUID = EnhancedCTImageStorage, "1.2.3.4.1"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.9"
+    ds.PatientID, ds.Modality, ds.InstanceNumber = "P1", "CT", 1
+    ds.Rows, ds.Columns, ds.SamplesPerPixel = *hu.shape[1:], 1
+    ds.PhotometricInterpretation, ds.BitsAllocated, ds.BitsStored = "MONOCHROME2", 16, 16
+    ds.HighBit, ds.PixelRepresentation, ds.NumberOfFrames = 15, 0, len(hu)
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [Dataset()]
+    shared.PixelMeasuresSequence[0].PixelSpacing = [0.8, 0.7]
+    shared.PlaneOrientationSequence = [Dataset()]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    ds.SharedFunctionalGroupsSequence = [shared]
+    groups, stored = [], []
+    for number in order or range(len(hu)):
+        group = Dataset()
+        group.PlanePositionSequence = [Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = [-10, -20, 100 + 2.5 * number]
+        group.PixelValueTransformationSequence = [Dataset()]
+        group.PixelValueTransformationSequence[0].RescaleSlope = 1
+        group.PixelValueTransformationSequence[0].RescaleIntercept = -1024 - number
+        group.CTImageFrameTypeSequence = [Dataset()]
+        group.CTImageFrameTypeSequence[0].FrameType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+        groups.append(group)
+        stored.append((hu[number].astype(np.int32) + 1024 + number).astype(np.uint16))
+    ds.PerFrameFunctionalGroupsSequence = groups
+    ds.PixelData = np.stack(stored).tobytes()
+    ds["PixelData"].VR = "OW"
+    return ds
+
+
+def saved(ds):
+    sink = io.BytesIO()
+    ds.save_as(sink, enforce_file_format=True)
+    return sink.getvalue()

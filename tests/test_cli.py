@@ -1,5 +1,6 @@
 """Bad input: one line that says what, where, expected and found; exit code 1; no traceback."""
 
+import json
 import subprocess
 import sys
 
@@ -94,16 +95,15 @@ def test_generate_from_a_file_that_is_no_ct(capsys, tmp_path):
     assert "expected" in line
     nifti = tmp_path / "a.nii.gz"
     nifti.write_bytes(b"not NIfTI")
-    assert "unreadable" in fails(
-        capsys, "generate", "-i", str(nifti), "-o", str(tmp_path / "o.nii")
-    )
+    line = fails(capsys, "generate", "-i", str(nifti), "-o", str(tmp_path / "o"))
+    assert "found 1 files: not gzip" in line
 
 
 def test_generate_never_writes_over_a_nifti_source(capsys, tmp_path):
     source = tmp_path / "ct.nii"
     source.write_bytes(b"as it was")
     line = fails(capsys, "generate", "-i", str(source), "-o", f"{tmp_path}/x/../ct.nii")
-    assert "expected another file than the source" in line
+    assert "outside of the archive, which is never written to" in line
     assert source.read_bytes() == b"as it was"
 
 
@@ -146,9 +146,15 @@ def test_generate_with_the_shipped_weights(capsys, tmp_path):
     image = sitk.DICOMOrient(image, "RAS")  # axes that run the other way
     sitk.WriteImage(image, str(tmp_path / "ct.nii.gz"))
     image = sitk.ReadImage(str(tmp_path / "ct.nii.gz"))  # the header holds 32-bit numbers
-    target = tmp_path / "out.nii.gz"
-    assert main(["generate", "-i", str(tmp_path / "ct.nii.gz"), "-o", str(target)]) == 0
-    assert "made-up CT" in capsys.readouterr().err  # said loudly
+    page = tmp_path / "page.html"
+    words = ["-i", str(tmp_path / "ct.nii.gz"), "-o", str(tmp_path / "out")]
+    assert main(["generate", *words, "--report", str(page), "--json"]) == 0
+    told = capsys.readouterr()
+    assert "made-up CT" in told.err  # said loudly
+    account = json.loads(told.out)
+    assert (account["series"], account["done"], account["refused"]) == (1, 1, {})
+    assert "1 series: 1 done, 0 refused, 0 failed" in page.read_text()
+    (target,) = (tmp_path / "out/series").iterdir()
     made = sitk.ReadImage(str(target))
     assert made.GetSpacing() == image.GetSpacing() and made.GetSize() == image.GetSize()
     assert made.GetOrigin() == pytest.approx(image.GetOrigin())

@@ -733,8 +733,19 @@ def _generate(options: argparse.Namespace) -> None:
     if options.report and not options.dry_run:
         print(f"pictures: {options.report}")
     if not options.dry_run and not account["done"]:
+        why = [
+            f"{count} {status} as {code}"
+            for status in ("refused", "failed")
+            for code, count in account[status].items()
+        ]
         raise InputError(
-            f"{options.input}: no series got virtual contrast; see {target}/ledger.csv"
+            f"{options.input}: no series got virtual contrast: {', '.join(why)}; see "
+            f"{target}/ledger.csv"
+        )
+    if account["failed"]:
+        raise DyeFreeNetError(
+            f"{sum(account['failed'].values())} series failed; the others are done, and the same "
+            f"command tries these again; see {target}/ledger.csv"
         )
 
 

@@ -25,7 +25,11 @@ _SETTINGS = {
     "RAY_worker_niceness": "0",  # else any other program goes first, and a demo takes twice as long
     "RAY_worker_maximum_startup_concurrency": "16",  # else it complains of Train's many actors
 }
-_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_AIR_NEW_OUTPUT": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+_QUIET = {
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,14 @@ def test_settings_of_a_target_do_not_change(archive, tmp_path):
 
 
 def test_the_archive_is_never_a_target(archive, tmp_path):
-    for target in (archive, archive / "virtual"):
+    (tmp_path / "link").symlink_to(archive)
+    for target in (
+        archive,
+        archive / "v",
+        f"{archive}/x/../y",
+        tmp_path / "link",
+        tmp_path / "link/v",
+    ):
         with pytest.raises(InputError, match="never written to"):
             run(archive, target)
 

@@ -13,13 +13,18 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from made_up_ct import enhanced, saved
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from dyefreenet.data.dicom import Series, read_series
-from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.generation.export import Making, derive, derived_uid, write_series
-from dyefreenet.store import Folder
+from dyefreenet.errors import SeriesError
+from dyefreenet.generation.export import Making, derive, derived_uid
 
 MADE = Making("demo refine", "ab" * 32, "arterial", datetime(2026, 11, 23, 18, 20))
 PLACE = (
@@ -120,6 +125,15 @@ def derived(series: Series, hu: np.ndarray | None = None, **changes) -> list[Fil
     hu = series.volume.hu if hu is None else hu
     files = derive(series, hu, replace(MADE, **changes))
     return [pydicom.dcmread(io.BytesIO(content)) for _, content in files]
+
+
+def write_series(series: Series, hu: np.ndarray, folder: Path) -> list[str]:
+    """Names of the files, which lie in the folder then."""
+    folder.mkdir(exist_ok=True)
+    made = dict(derive(series, hu, MADE))
+    for name, content in made.items():
+        (folder / name).write_bytes(content)
+    return list(made)
 
 
 def lit(series: Series) -> np.ndarray:
@@ -292,7 +306,7 @@ def test_a_second_run_writes_the_same_bytes_and_leaves_the_source_alone(tmp_path
     described = [str(header.SeriesDescription) for header in series.headers]
     written = []
     for name in ("one", "two"):
-        names = write_series(series, lit(series), Folder(str(tmp_path / name)), MADE)
+        names = write_series(series, lit(series), tmp_path / name)
         assert names == ["0001.dcm", "0002.dcm", "0003.dcm", "0004.dcm"]
         written.append([(tmp_path / name / file).read_bytes() for file in names])
     assert written[0] == written[1]
@@ -314,17 +328,6 @@ def test_uids_follow_source_and_model():
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["source", "source/virtual", "source/../source", "link"])
-def test_the_source_s_folder_is_never_written_to(tmp_path, place):
-    series = source(tmp_path / "source")
-    (tmp_path / "link").symlink_to(tmp_path / "source")
-    before = sorted((tmp_path / "source").rglob("*"))
-    with pytest.raises(InputError, match="never written to"):
-        write_series(series, series.volume.hu, Folder(f"{tmp_path}/{place}"), MADE)
-    assert sorted((tmp_path / "source").rglob("*")) == before
-    write_series(series, series.volume.hu, Folder(f"{tmp_path}/source-virtual"), MADE)
-
-
 def test_a_source_without_identifiers_is_refused():
     series = source()
     del series.headers[2].SOPInstanceUID
@@ -340,6 +343,37 @@ def test_wrong_shapes_and_names_are_refused():
         derived(series, series.volume.hu.astype(np.float32))
     with pytest.raises(ValueError, match="model_id"):
         derived(series, model_id="a\\b")
+
+
+def test_a_frame_of_enhanced_ct_becomes_an_image_of_its_own(steps):
+    series = read_series([saved(enhanced(steps))])
+    images = derived(series)
+    assert {ds.SOPClassUID for ds in images} == {CTImageStorage}
+    assert len({ds.SOPInstanceUID for ds in images}) == len(steps)
+    assert not any("NumberOfFrames" in ds or "DimensionIndexValues" in ds for ds in images)
+    first, second = images[0].SourceImageSequence
+    assert (first.ReferencedFrameNumber, second.ReferencedFrameNumber) == (1, 2)
+    assert {item.ReferencedSOPClassUID for item in (first, second)} == {EnhancedCTImageStorage}
+    assert len(images[0].ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 1
+    again = read_series([content for _, content in derive(series, lit(series), MADE)])
+    np.testing.assert_array_equal(again.volume.hu, lit(series))
+    assert again.volume.spacing == series.volume.spacing
+
+
+def test_the_warning_is_drawn_where_asked():
+    series = source(hu=np.full((4, 96, 400), 40))
+    plain, drawn = derived(series), derived(series, banner=True)
+    assert {ds.BurnedInAnnotation for ds in plain} == {"NO"}
+    assert {ds.BurnedInAnnotation for ds in drawn} == {"YES"}
+    changed = drawn[0].pixel_array != plain[0].pixel_array
+    assert 300 < changed.sum() < 3000 and not changed[20:].any()  # letters along the upper edge
+    assert plain[0].SOPInstanceUID != drawn[0].SOPInstanceUID
+
+
+def test_a_spread_is_no_scan():
+    ds = derived(source(), spread=True)[0]
+    assert "SPREAD - NOT FOR DIAGNOSTIC USE" in ds.SeriesDescription
+    assert ds.ImageComments.startswith("NOT A SCAN") and ds.SeriesNumber == 9004
 
 
 # ---- other programs ------------------------------------------------------------------------------
@@ -361,14 +395,14 @@ def complaints(paths: list[Path]) -> set[str]:
 @pytest.mark.program("dciodvfy")
 def test_dciodvfy_finds_no_error(tmp_path):
     series = source(tmp_path / "source")
-    write_series(series, lit(series), Folder(str(tmp_path / "out")), MADE)
+    write_series(series, lit(series), tmp_path / "out")
     assert complaints(sorted((tmp_path / "out").iterdir())) == set()
 
 
 @pytest.mark.program("dcentvfy")
 def test_dcentvfy_finds_one_patient_and_study(tmp_path):
     series = source(tmp_path / "source")
-    write_series(series, lit(series), Folder(str(tmp_path / "out")), MADE)
+    write_series(series, lit(series), tmp_path / "out")
     paths = [*(tmp_path / "source").iterdir(), *(tmp_path / "out").iterdir()]
     done = subprocess.run(["dcentvfy", *map(str, paths)], capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -376,7 +410,7 @@ def test_dcentvfy_finds_one_patient_and_study(tmp_path):
 
 def test_simpleitk_sees_the_same_geometry(tmp_path):
     series = source(tmp_path / "source")
-    write_series(series, lit(series), Folder(str(tmp_path / "out")), MADE)
+    write_series(series, lit(series), tmp_path / "out")
     images = []
     for name in ("source", "out"):
         reader = sitk.ImageSeriesReader()
@@ -400,7 +434,7 @@ def test_real_series_become_clean_virtual_ones(real_data, tmp_path, name):
     y, x = np.ogrid[:512, :512]
     disc = (y - 256) ** 2 + (x - 256) ** 2 < 40**2
     hu[:, disc] += 200
-    names = write_series(series, hu, Folder(str(tmp_path)), MADE)
+    names = write_series(series, hu, tmp_path)
     again = read_series([tmp_path / file for file in names])
     np.testing.assert_array_equal(again.volume.hu, hu.clip(-1024, 3071))
     np.testing.assert_array_equal(again.volume.padding, series.volume.padding)

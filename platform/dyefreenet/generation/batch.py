@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,10 @@ from dyefreenet.config import GenerateConfig, Selection
 from dyefreenet.data.archive import SeriesRow, survey
 from dyefreenet.data.cohort import Refused, evidence, plain_only, unusable
 from dyefreenet.data.guard import Guard
+from dyefreenet.data.headers import DICOMDIR
 from dyefreenet.data.ingest import spread as spread_over
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import DyeFreeNetError, InputError, StoreError
-from dyefreenet.generation.export import refuse_source_folder
 from dyefreenet.generation.select import select
 from dyefreenet.generation.series import (
     DONE,
@@ -140,8 +141,6 @@ def generate_archive(
     chosen, refused = _usable(seen.rows, config)
     chosen, left = select(chosen, selection, limit)
     refused += left
-    for row in chosen:
-        refuse_source_folder(row.files[:1], target)
     account: dict[str, Any] = {
         "series": len(seen.rows),
         "skipped_files": dict(sorted(seen.skipped.items())),
@@ -200,11 +199,16 @@ def _usable(
 
 
 def _require_apart(source: str, target: Folder) -> None:
-    place, ours = Folder(source).uri.rstrip("/"), target.uri.rstrip("/")
-    if f"{ours}/".startswith(f"{place}/"):
+    place = _resolved(source.removesuffix(f"/{DICOMDIR}"))
+    if f"{_resolved(target.uri)}/".startswith(f"{place}/"):
         raise InputError(
             f"{target}: expected a folder outside of the archive, which is never written to"
         )
+
+
+def _resolved(uri: str) -> str:
+    """An address without links and dots, to be compared."""
+    return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
 
 
 def _salt(target: Folder, dry_run: bool) -> str:

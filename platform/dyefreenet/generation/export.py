@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,7 @@ from dyefreenet.config import Phase
 from dyefreenet.data.dicom import Series
 from dyefreenet.data.frames import MULTI_FRAME
 from dyefreenet.data.volume import neighbours
-from dyefreenet.errors import InputError, SeriesError
-from dyefreenet.store import Folder
+from dyefreenet.errors import SeriesError
 
 LOWEST_HU, HIGHEST_HU = -1024, 3071  # 12 bits, as scanners write
 SERIES_OFFSET = 9000  # added to Series Number, so that viewers list it after the scanner's own
@@ -228,23 +226,6 @@ def derive(
         parts = shared_parts | _encoded(own, letters)
         meta = _file_meta(str(own.SOPInstanceUID))
         yield f"{number + 1:04d}.dcm", meta + b"".join(parts[tag] for tag in sorted(parts))
-
-
-def write_series(
-    series: Series, virtual_hu: NDArray[np.int16], target: Folder, made: Making
-) -> list[str]:
-    """Write the derived series into a folder; returns the file names, ``0001.dcm`` and so on.
-
-    Raises:
-        InputError: The folder is that of the source, or lies in it.
-        SeriesError: See ``derive``.
-    """
-    refuse_source_folder(series.paths, target)
-    names = []
-    for name, content in derive(series, virtual_hu, made):
-        target.write(name, content)
-        names.append(name)
-    return names
 
 
 def derived_uid(source_uid: str, identity: str) -> str:
@@ -458,26 +439,6 @@ def _require_identifiers(series: Series) -> None:
             "duplicate",
             f"{len(series.headers)} slices have {distinct} SOP Instance UIDs; expected one each",
         )
-
-
-def refuse_source_folder(files: Sequence[str], target: Folder) -> None:
-    """Stop before anything is written where the source lies.
-
-    Raises:
-        InputError: The target is a folder of one of the files, or lies in it.
-    """
-    sources = {path.rpartition("/")[0] for path in files if path}
-    place = _resolved(target.uri)
-    for source in sources:
-        if (place + "/").startswith(_resolved(source) + "/"):
-            raise InputError(
-                f"{target}: expected a folder outside the source series, which is never written to"
-            )
-
-
-def _resolved(uri: str) -> str:
-    """An address without links and dots, to be compared."""
-    return uri.rstrip("/") if "://" in uri else str(Path(uri).resolve())
 
 
 # ---- bytes ---------------------------------------------------------------------------------------
