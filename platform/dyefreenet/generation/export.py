@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,9 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import correct_ambiguous_vr, write_data_element, write_file_meta_info
+from pydicom.filewriter import correct_ambiguous_vr, write_data_element
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from dyefreenet import __version__
@@ -57,6 +59,7 @@ BANNER = "VIRTUAL CONTRAST - NOT FOR DIAGNOSTIC USE"
 SCHEME = "99DYEFREENET"  # CID 7203 has no code for an image made by a network
 IMPLEMENTATION = UID("2.25.191413474129811393016107733425416364231")
 
+PIXEL_DATA = Tag("PixelData")
 PAIRED_PARTS = {"BREAST", "SHOULDER", "HIP", "KNEE", "ANKLE", "ELBOW", "WRIST", "HAND", "FOOT"}
 LOSSY = {  # transfer syntax: Lossy Image Compression Method (0028,2114)
     "1.2.840.10008.1.2.4.50": "ISO_10918_1",
@@ -216,16 +219,18 @@ def derive(
     letters = shared.get("SpecificCharacterSet", "iso8859")
     shared_parts = _encoded(shared, letters)
 
+    about = _References(series, letters)
     for number, header in enumerate(series.headers):
         own = _carried_over(header, [tag for tag in header.keys() if tag not in shared])  # noqa: SIM118
-        own.SOPInstanceUID = derived_uid(_image_id(header), made.identity)
+        uid = derived_uid(_image_id(header), made.identity)
+        own.SOPInstanceUID = uid
         own.InstanceNumber = header.get("InstanceNumber") or str(number + 1)
-        _say_where_from(own, series, number)
-        own.PixelData = stored[number].tobytes()
-        own["PixelData"].VR = "OW"
-        parts = shared_parts | _encoded(own, letters)
-        meta = _file_meta(str(own.SOPInstanceUID))
-        yield f"{number + 1:04d}.dcm", meta + b"".join(parts[tag] for tag in sorted(parts))
+        parts = shared_parts | _encoded(own, letters) | about.of(number)
+        parts[PIXEL_DATA] = _element(PIXEL_DATA, b"OW", stored[number].tobytes())
+        yield (
+            f"{number + 1:04d}.dcm",
+            _file_meta(uid) + b"".join(parts[tag] for tag in sorted(parts)),
+        )
 
 
 def derived_uid(source_uid: str, identity: str) -> str:
@@ -358,30 +363,46 @@ def _carry_compression(image: Dataset, headers: Sequence[Dataset]) -> None:
         return
 
 
-def _say_where_from(image: Dataset, series: Series, number: int) -> None:
-    """The three source images, and the source series (PS3.3 C.7.6.1.4, C.12.2)."""
-    purpose = _code("121322", "DCM", "Source image for image processing operation")
-    sources = []
-    triplet = neighbours(number, len(series.headers), series.breaks)
-    for neighbour in dict.fromkeys([number, *triplet]):  # the slice itself comes first
-        item = _reference(series.headers[neighbour])
-        item.PurposeOfReferenceCodeSequence = [purpose]
-        sources.append(item)
-    image.SourceImageSequence = sources
-    whole = Dataset()
-    whole.SeriesInstanceUID = series.headers[number].SeriesInstanceUID
-    near = [series.headers[neighbour] for neighbour in triplet]
-    files = {str(header.SOPInstanceUID): header for header in near}  # frames share one
-    whole.ReferencedInstanceSequence = [_reference(header, whole=True) for header in files.values()]
-    image.ReferencedSeriesSequence = [whole]
+class _References:
+    """The three source images of each slice, and the source series (PS3.3 C.7.6.1.4, C.12.2).
+
+    Each image's reference is encoded once, though three slices name it.
+    """
+
+    def __init__(self, series: Series, letters: Any) -> None:
+        self._series = series
+        purpose = Dataset()
+        purpose.PurposeOfReferenceCodeSequence = [
+            _code("121322", "DCM", "Source image for image processing operation")
+        ]
+        purpose_parts = _encoded(purpose, letters)
+        own = [_encoded(_reference(header), letters) for header in series.headers]
+        self._images = [_item(parts | purpose_parts) for parts in own]
+        frame = Tag("ReferencedFrameNumber")  # the series names a file once, whatever its frames
+        self._files = [_item({t: part for t, part in parts.items() if t != frame}) for parts in own]
+        whole = Dataset()
+        whole.SeriesInstanceUID = series.headers[0].SeriesInstanceUID
+        self._whole = _encoded(whole, letters)
+
+    def of(self, number: int) -> dict[BaseTag, bytes]:
+        """Source Image and Referenced Series Sequence of a slice; the slice itself comes first."""
+        triplet = neighbours(number, len(self._images), self._series.breaks)
+        images = [self._images[place] for place in dict.fromkeys([number, *triplet])]
+        files = dict.fromkeys(self._files[place] for place in triplet)
+        inside = Tag("ReferencedInstanceSequence")
+        whole = self._whole | {inside: _element(inside, b"SQ", b"".join(files))}
+        of_images, of_series = Tag("SourceImageSequence"), Tag("ReferencedSeriesSequence")
+        return {
+            of_images: _element(of_images, b"SQ", b"".join(images)),
+            of_series: _element(of_series, b"SQ", _item(whole)),
+        }
 
 
-def _reference(header: Dataset, whole: bool = False) -> Dataset:
-    """A source image; ``whole``: the file, though it holds other frames, too."""
+def _reference(header: Dataset) -> Dataset:
     item, multi = Dataset(), header.get("SOPClassUID") in MULTI_FRAME
     item.ReferencedSOPClassUID = header.SOPClassUID if multi else CTImageStorage
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    if multi and not whole:
+    if multi:
         item.ReferencedFrameNumber = str(header.InstanceNumber)
     return item
 
@@ -456,19 +477,43 @@ def _encoded(image: Dataset, letters: Any) -> dict[BaseTag, bytes]:
     return parts
 
 
+def _element(tag: BaseTag, vr: bytes, value: bytes) -> bytes:
+    """An element with a length of four bytes, Explicit VR Little Endian (PS3.5 7.1.2)."""
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HH2s2xI", tag.group, tag.element, vr, len(value)) + value
+
+
+def _item(parts: dict[BaseTag, bytes]) -> bytes:
+    """A sequence item of defined length (PS3.5 7.5)."""
+    content = b"".join(parts[tag] for tag in sorted(parts))
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+
+
 def _file_meta(sop_uid: str) -> bytes:
     """Preamble and File Meta Information (PS3.10 7.1)."""
+    before, after = _meta_around()
+    uid = sop_uid.encode() + b"\0" * (len(sop_uid) % 2)
+    own = before + struct.pack("<HH2sH", 0x0002, 0x0003, b"UI", len(uid)) + uid + after
+    group_length = struct.pack("<HH2sHI", 0x0002, 0x0000, b"UL", 4, len(own))
+    return b"\0" * 128 + b"DICM" + group_length + own
+
+
+@cache
+def _meta_around() -> tuple[bytes, bytes]:
+    """Elements of the File Meta Information before and behind the SOP Instance UID."""
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\0\1"
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = IMPLEMENTATION
     meta.ImplementationVersionName = f"DYEFREENET {__version__}"[:16]
-    buffer = DicomBytesIO()
-    buffer.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(buffer, meta)
-    return buffer.getvalue()
+    parts = _encoded(meta, "iso8859")
+    uid = Tag("MediaStorageSOPInstanceUID")
+    before, after = (
+        b"".join(parts[tag] for tag in sorted(parts) if (tag < uid) == first)
+        for first in (True, False)
+    )
+    return before, after
 
 
 # ---- pixels --------------------------------------------------------------------------------------
@@ -522,7 +567,9 @@ class _Storage:
     def encode(self, hu: NDArray[np.int16], series: Series) -> NDArray[Any]:
         """HU [Z, H, W] to stored values, with the source's padding in its place."""
         dtype = np.int16 if self.signed else np.uint16
-        stored = (hu.clip(LOWEST_HU, HIGHEST_HU).astype(np.int32) - self.intercept).astype(dtype)
+        bits = hu.clip(LOWEST_HU, HIGHEST_HU).view(np.uint16)
+        bits -= np.uint16(self.intercept & 0xFFFF)  # round and round, as 16 bits do: it fits them
+        stored = bits.view(dtype)
         mask = series.volume.padding
         if mask is not None:
             air = LOWEST_HU - self.intercept

@@ -1,0 +1,245 @@
+#!/usr/bin/env python3
+"""Generation over an archive against its parts, with the shipped network and with none at all.
+
+    python benchmarks/generation.py [--only write identity overhead again memory]
+
+write      CPU ms of a slice: reading, deriving; deriving against deepcopy and save_as of pydicom
+identity   slices/s of an archive from S3 to S3 on this machine with an identity network on Ray; the
+           server shares the cores
+overhead   an archive through Ray against the bare forward loop on the same cores, in turns
+again      the same command on what is finished
+memory     peak of all our processes over an archive and one of ten times as many series
+
+All of it is made-up CT (chests of 512 x 512). Ray runs before any clock does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pydicom
+
+from dyefreenet import runtime
+from dyefreenet.config import GenerateConfig, PhantomConfig, Selection
+from dyefreenet.data.dicom import read_series
+from dyefreenet.data.phantom import write_one
+from dyefreenet.generation.batch import Workers, generate_archive
+from dyefreenet.generation.export import Making, derive
+from dyefreenet.generation.series import load, model_of
+from dyefreenet.store import Folder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from object_store import ObjectStore
+
+MADE = Making("bench", "ab" * 32, "arterial", datetime(2026, 11, 27))
+CORES = os.cpu_count() or 1
+
+
+def make_archive(root: Path, series: int, slices: int) -> Path:
+    """One made-up chest under as many names as are wanted."""
+    write_one(PhantomConfig(matrix=(512,), slices=slices, jpegls=0.0), 0, root / "drawn", "chest")
+    for number in range(series):
+        for path in sorted((root / "drawn").rglob("*.dcm")):
+            ds = pydicom.dcmread(path)
+            ds.PatientID = f"copy {number}"
+            for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+                setattr(ds, word, f"{ds[word].value[:50]}.{number}")
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            place = root / "archive" / str(number) / path.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            ds.save_as(place)
+    shutil.rmtree(root / "drawn")
+    return root / "archive"
+
+
+def generate(
+    source: str, target: str, identity: bool, actors: int = 1, check: bool = True
+) -> float:
+    """Seconds of one archive on Ray."""
+
+    def nothing(device: str) -> object:  # inside, so that it travels to the actors
+        class Identity:
+            def predict(self, volume, breaks):  # type: ignore[no-untyped-def]
+                return volume.hu
+
+        return Identity()
+
+    config = GenerateConfig(check=check)
+    began = time.monotonic()
+    account = generate_archive(
+        source,
+        Folder(target),
+        model_of(("shipped",), config),
+        config,
+        Selection(),
+        workers=lambda series: Workers(False, CORES / actors, actors),
+        loader=nothing if identity else None,  # type: ignore[arg-type]
+    )
+    assert not account["failed"] and account["done"] == account["selected"], account
+    return time.monotonic() - began
+
+
+def write(scratch: Path, slices: int) -> None:
+    files = sorted(make_archive(scratch / "write", 1, slices).rglob("*.dcm"))
+    series = read_series(files)
+    virtual = series.volume.hu
+
+    def ours() -> None:
+        for _, _content in derive(series, virtual, MADE):
+            pass
+
+    def usual() -> None:
+        for header, hu in zip(series.headers, virtual, strict=True):
+            ds = copy.deepcopy(header)
+            ds.SeriesDescription, ds.SeriesInstanceUID = "VIRTUAL", "1.2.3"
+            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{ds.SOPInstanceUID}.1"
+            ds.PixelData = (
+                (hu.astype(np.int32) - int(ds.RescaleIntercept)).astype(np.uint16).tobytes()
+            )
+            ds["PixelData"].VR = "OW"
+            ds.save_as(io.BytesIO(), enforce_file_format=True)
+
+    times: dict[str, list[float]] = {"read": [], "ours": [], "usual": []}
+    for _ in range(7):
+        for name, call in (
+            ("read", lambda: read_series([path.read_bytes() for path in files])),
+            ("ours", ours),
+            ("usual", usual),
+        ):
+            began = time.process_time()
+            call()
+            times[name].append(1e3 * (time.process_time() - began) / len(files))
+    read, own, other = (statistics.median(times[name]) for name in times)
+    print(
+        f"write: read {read:.2f} + derive {own:.2f} = {read + own:.2f} CPU ms a slice; deepcopy "
+        f"and save_as {other:.2f}, {other / own:.2f} times ours"
+    )
+
+
+def identity(scratch: Path, series: int, slices: int) -> None:
+    store = ObjectStore(scratch)
+    store.start()
+    os.environ.update(store.environment)
+    try:
+        made = make_archive(scratch / "identity", series, slices)
+        for path in made.rglob("*.dcm"):
+            Folder("s3://scans/in").write(str(path.relative_to(made)), path.read_bytes())
+        runtime.connect()
+        for check in (True, False):
+            took = generate("s3://scans/in", f"s3://scans/out-{check}", True, CORES, check)
+            kind = "with" if check else "without"
+            print(f"identity, S3 to S3, {kind} checks: {series * slices / took:.0f} slices/s")
+    finally:
+        store.stop()
+
+
+def overhead(scratch: Path, series: int, slices: int, rounds: int) -> None:
+    import torch
+
+    runtime.connect()
+    archive = make_archive(scratch / "overhead", series, slices)
+    config = GenerateConfig()
+    network = load(model_of(("shipped",), config), config)
+    torch.set_num_threads(CORES)
+    volumes = [read_series(sorted(folder.iterdir())).volume for folder in archive.iterdir()]
+    network.predict(volumes[0], ())
+    ratios = []
+    for number in range(rounds):
+        began = time.monotonic()
+        for volume in volumes:
+            network.predict(volume, ())
+        bare = time.monotonic() - began
+        whole = generate(str(archive), str(scratch / f"out{number}"), identity=False)
+        ratios.append(bare / whole)
+        print(f"bare forward {bare:.1f} s, archive through Ray {whole:.1f} s", flush=True)
+    told = statistics.median(ratios)
+    print(f"overhead: {series} series of {slices}: {told:.2f} of the bare loop's speed")
+    began = time.monotonic()
+    generate(str(archive), str(scratch / "out0"), identity=False)
+    print(f"again: {(time.monotonic() - began) / whole:.4f} of the first time")
+
+
+def memory(scratch: Path, slices: int) -> None:
+    runtime.connect()
+    peaks = []
+    for series in (3, 30):
+        archive = make_archive(scratch / f"memory{series}", series, slices)
+        with peak() as found:
+            generate(str(archive), str(scratch / f"m{series}"), identity=True)
+        peaks.append(found[0])
+    print(
+        f"memory: {peaks[0] / 2**20:.0f} MiB for 3 series, {peaks[1] / 2**20:.0f} for 30: "
+        f"{peaks[1] / peaks[0]:.3f}"
+    )
+
+
+@contextmanager
+def peak() -> Iterator[list[int]]:
+    """Largest proportional set size of this process and all that it started, bytes."""
+    found, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.25):
+            found[0] = max(found[0], _held(os.getpid()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+def _held(root: int) -> int:
+    """Proportional set size of a process and of all that it started, bytes."""
+    above, held = {}, {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            above[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            lines = (place / "smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        held[int(place.name)] = sum(int(one.split()[1]) for one in lines if one.startswith("Pss:"))
+
+    def is_ours(process: int) -> bool:
+        return process == root or (process in above and is_ours(above[process]))
+
+    return 1024 * sum(size for process, size in held.items() if is_ours(process))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generation over an archive against its parts.")
+    parts = ("write", "identity", "overhead", "memory")
+    parser.add_argument("--only", nargs="*", choices=parts, default=parts)
+    parser.add_argument("--slices", type=int, default=60)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if "write" in options.only:
+            write(scratch, options.slices)
+        if "identity" in options.only:
+            (scratch / "store").mkdir()
+            identity(scratch / "store", 20, options.slices)
+        if "overhead" in options.only:
+            overhead(scratch, 3, options.slices, 3)
+        if "memory" in options.only:
+            memory(scratch, options.slices)
+
+
+if __name__ == "__main__":
+    main()
