@@ -40,6 +40,27 @@ facts = ingest(
 print(json.dumps(facts))
 """
 
+GENERATE = """
+import json, sys
+from dyefreenet import runtime
+from dyefreenet.config import GenerateConfig, Selection
+from dyefreenet.generation.batch import Workers, generate_archive
+from dyefreenet.generation.series import model_of
+from dyefreenet.store import Folder
+runtime.connect()
+def identity(device):
+    class Identity:
+        def predict(self, volume, breaks):
+            return volume.hu
+    return Identity()
+config = GenerateConfig(any_phase=True)
+account = generate_archive(
+    sys.argv[1], Folder(sys.argv[2]), model_of(("shipped",), config), config, Selection(),
+    workers=lambda series: Workers(False, 1.0, 2), loader=identity,
+)
+print(json.dumps(account))
+"""
+
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
@@ -73,10 +94,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(archive: Path, target: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+def start(archive: Path, target: str, program: str = INGEST) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", INGEST, str(archive), target],
-        env=os.environ | {"PYTHONPATH": "platform"} | environment,
+        [sys.executable, "-c", program, str(archive), target],
+        env=os.environ | {"PYTHONPATH": "platform", "DYEFREENET_SALT": "soak"},
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -85,19 +106,25 @@ def start(archive: Path, target: str, environment: dict[str, str]) -> subprocess
     )
 
 
-def whole(archive: Path, target: str, environment: dict[str, str] | None = None) -> float:
-    """One ingest to its end, with every pair in it; its seconds."""
+def whole(archive: Path, target: str, program: str = INGEST) -> float:
+    """One ingest or generation to its end, with every series in it; its seconds."""
     began = time.monotonic()
-    process = start(archive, target, environment or {})
+    process = start(archive, target, program)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err[-2000:]
     facts = json.loads(out)
-    assert (facts["used"], facts["failed"], facts["refused"]) == (2 * PATIENTS, 0, {})
+    assert facts["used" if program is INGEST else "done"] == 2 * PATIENTS
+    assert not facts["failed"] and not facts["refused"]
     return time.monotonic() - began
 
 
 def digests(folder: Folder) -> dict[str, str]:
-    return {name: hashlib.sha256(folder.read(name)).hexdigest() for name in folder.names()}
+    """Of all files, but those that hold times."""
+    return {
+        name: hashlib.sha256(folder.read(name)).hexdigest()
+        for name in folder.names()
+        if not name.startswith(("ledger", "records/", "job.json"))
+    }
 
 
 def disturbed(
@@ -105,13 +132,13 @@ def disturbed(
     target: str,
     seconds: float,
     kill: Callable[[subprocess.Popen[str]], None],
-    environment: dict[str, str] | None = None,
+    program: str = INGEST,
 ) -> int:
     """Runs that are each disturbed at a random moment; how many were at work then."""
     draw = random.Random(0)
     hit = 0
     while hit < KILLS:
-        process = start(archive, target, environment or {})
+        process = start(archive, target, program)
         time.sleep(draw.uniform(0.1, 1.1) * seconds)
         if process.poll() is None:
             hit += 1
@@ -141,12 +168,38 @@ def test_a_killed_driver_or_worker(archive, tmp_path, kill):
     assert digests(Folder(str(tmp_path / "out"))) == digests(Folder(str(tmp_path / "calm")))
 
 
+def end_actor(process: subprocess.Popen[str]) -> None:
+    """Those that hold a model; Ray makes them again."""
+    subprocess.run(["pkill", "-9", "-f", "^ray::.*Map"], check=False)
+
+
+@pytest.mark.parametrize("kill", [end_all, end_actor])
+def test_a_killed_driver_or_actor_of_generation(archive, tmp_path, kill):
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    seconds = whole(archive, str(calm), GENERATE)
+
+    hit, draw = 0, random.Random(1)
+    while hit < KILLS:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        shutil.copy(calm / "job.json", out)  # its date
+        for _ in range(5):
+            process = start(archive, str(out), GENERATE)
+            time.sleep(draw.uniform(0.3, 1.0) * seconds)
+            if process.poll() is None:
+                hit += 1
+                kill(process)
+            process.communicate(timeout=300)
+        whole(archive, str(out), GENERATE)
+        assert digests(Folder(str(out))) == digests(Folder(str(calm)))
+
+
 def test_a_killed_s3_server(archive, own_store):
     seconds = whole(archive, "s3://scans/calm")
     for number in range(4):  # a new place each time, or there would be nothing left to do
         place = f"s3://scans/out{number}"
         for _ in range(KILLS // 4):
-            process = start(archive, place, {})
+            process = start(archive, place)
             time.sleep(random.uniform(0.1, 1.0) * seconds)
             own_store.stop(kill=True)
             own_store.start()
