@@ -266,7 +266,9 @@ def test_generate_from_the_run_makes_derived_dicom(run, tmp_path):
 
 
 def test_an_exported_package_predicts_what_its_run_does(run, tmp_path):
-    from dyefreenet.generation.package import export
+    from hashlib import sha256
+
+    from dyefreenet.generation.package import export, export_onnx
 
     names = export(run, Folder(str(tmp_path)), "make demo")
     assert "MODEL_CARD.md" in names and "refine/weights/generator.safetensors" in names
@@ -277,3 +279,8 @@ def test_an_exported_package_predicts_what_its_run_does(run, tmp_path):
     volume = Volume(plain, (3.0, 2.0, 2.0))
     ours = Cascade.load(Folder(str(tmp_path))).predict(volume)
     assert np.array_equal(ours.hu, Cascade.load(run).predict(volume).hu)
+    assert export_onnx(Folder(str(tmp_path))) < 0.1  # HU, from torch
+    sums = dict(
+        line.split("  ")[::-1] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()
+    )
+    assert sums["refine.onnx"] == sha256((tmp_path / "refine.onnx").read_bytes()).hexdigest()

@@ -332,6 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a trained cascade as a small folder of its own")
     export.add_argument("--run", required=True, help="run folder, with a finished refine stage")
     export.add_argument("-o", "--output", required=True, help="folder for the package")
+    export.add_argument("--onnx", action="store_true", help="also as ONNX, checked against torch")
     export.add_argument("--command", default="", help="what made the run, for the model card")
     export.add_argument("-v", "--verbose", action="store_true", help="traceback of an error")
     export.set_defaults(call=_export)
@@ -769,11 +770,13 @@ def _tell_generated(account: dict[str, Any], target: str, seconds: float) -> Non
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dyefreenet.generation.package import export
+    from dyefreenet.generation.package import export, export_onnx
 
     run, target = Folder(options.run), Folder(options.output)
     names = export(run, target, options.command or f"dyefreenet run (in {Path(options.run).name})")
     print(f"{len(names)} files in {target}")
+    if options.onnx:
+        print(f"refine.onnx: differs from torch by {export_onnx(target):.1g} HU at most")
 
 
 def _describe(options: argparse.Namespace) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import tempfile
+import warnings
+from pathlib import Path
 
-from dyefreenet import __version__
+import torch
+from torch import Tensor, nn
+
+from dyefreenet import __version__, hu
 from dyefreenet.cascade import Cascade
-from dyefreenet.config import Recipe
+from dyefreenet.config import PHASES, Recipe
 from dyefreenet.errors import InputError
 from dyefreenet.store import Folder
 
 WEIGHTS = "weights/generator.safetensors"
+MOST_HU = 0.1  # that ONNX and torch may differ: rounding in another order
 SCORES = {("psnr", "image"), ("mae", "vessel"), ("mae", "computed_vessel")}  # on the card
 
 
@@ -41,6 +49,76 @@ def export(run: Folder, target: Folder, command: str) -> list[str]:
         kept = {"files": {WEIGHTS: manifest["files"][WEIGHTS]}}
         target.write_json(f"{step}/manifest.json", manifest | kept)
     target.write("MODEL_CARD.md", model_card(cascade.recipe, run, command).encode())
+    return _write_sums(target)
+
+
+def export_onnx(package: Folder, method: str = "refine") -> float:
+    """Write the networks of a package as ``METHOD.onnx``, and check what it computes.
+
+    The graph takes plain triplets in HU at the pixels of the recipe, [slices, 3, size, size] in
+    float32, and gives what contrast agent would add, HU [slices, 1 or 3, size, size]: three where
+    overlapping predictions are to be averaged. Resampling, padding and all else that
+    ``Cascade.predict`` does around it is the caller's.
+
+    Returns:
+        The largest difference from torch, HU, on made-up slices.
+
+    Raises:
+        InputError: The libraries are not there, or the graph computes something else.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch asks for it
+    except ImportError as error:
+        raise InputError(
+            f"--onnx: expected {error.name}; pip install 'dyefreenet[onnx]'"
+        ) from error
+    cascade = Cascade.load(package)
+    chosen, grid = cascade.method(method), cascade.recipe.grid
+    wanted = torch.tensor([PHASES.index(cascade.recipe.ingest.phase)])
+
+    class Graph(nn.Module):
+        def forward(self, plain_hu: Tensor) -> Tensor:
+            plain = hu.to_network(plain_hu, grid.window)
+            virtual = chosen.predict(plain, wanted)
+            if virtual.shape[1] == 1 or not grid.average_overlap:
+                middle = virtual.shape[1] // 2
+                virtual, plain = virtual[:, middle : middle + 1], plain[:, 1:2]
+            return hu.change(virtual, plain, grid.window)
+
+    draw = torch.Generator().manual_seed(0)
+    made_up = 60.0 * torch.randn(2, 3, grid.size, grid.size, generator=draw)
+    graph = Graph().eval()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch of its own exporter
+        path = str(Path(folder) / "model.onnx")
+        program = torch.onnx.export(
+            graph,
+            (made_up,),
+            dynamo=True,
+            verbose=False,
+            input_names=["plain_hu"],
+            output_names=["change_hu"],
+            dynamic_shapes=({0: torch.export.Dim("slices")},),
+        )
+        assert program is not None  # with dynamo it never is
+        program.save(path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        three = made_up[[0, 1, 0]]  # another number than the graph was made with
+        (found,) = session.run(None, {"plain_hu": three.numpy()})
+        apart = float((torch.from_numpy(found) - graph(three)).abs().max())
+        if not apart < MOST_HU:
+            raise InputError(
+                f"{package}: expected the same from ONNX as from torch, found {apart:.2g} HU apart"
+            )
+        package.write(f"{method}.onnx", Path(path).read_bytes())
+    _write_sums(package)
+    return apart
+
+
+def _write_sums(target: Folder) -> list[str]:
+    """SHA256SUMS of all files; their names, its own last."""
     names = [name for name in target.names() if name != "SHA256SUMS"]
     sums = [f"{hashlib.sha256(target.read(name)).hexdigest()}  {name}\n" for name in names]
     target.write("SHA256SUMS", "".join(sums).encode())
