@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,9 +70,6 @@ def connect(verbose: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    package_parent = str(Path(__file__).resolve().parents[1])
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"env_vars": _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}}
     quiet: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
@@ -80,19 +79,57 @@ def connect(verbose: bool = False) -> None:
             if remote:
                 ray.init(runtime_env=_for_remote(), **quiet)
             else:
-                ray.init(
-                    address="local",
-                    include_dashboard=True,
-                    dashboard_host="127.0.0.1",
-                    runtime_env=environment,
-                    **quiet,
-                )
+                _start(quiet)
     except (ConnectionError, RuntimeError) as error:
         raise ResourceError(
             f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', 'local')}: expected a Ray cluster, "
             f"found: {error}"
         ) from error
     hush(verbose)
+
+
+def _start(quiet: dict[str, Any]) -> None:
+    """A cluster of our own on this machine, beside any other; tried twice, for Ray gives itself
+    seconds to start that a busy machine does not have.
+
+    Its address is chosen beforehand and told to every worker. Without it, Ray Train's clean-up
+    looks for "the" cluster of the machine, dies where there are two, and a trial that was stopped
+    early keeps its CPUs: the sweep waits for ever.
+
+    Raises:
+        ResourceError: It does not start.
+    """
+    import ray
+
+    package_parent = str(Path(__file__).resolve().parents[1])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    for last in (False, True):
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        told = {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}",
+        }
+        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                runtime_env={"env_vars": _SETTINGS | told},
+                **quiet,
+            )
+            return
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if last:
+                raise ResourceError(
+                    "expected Ray to start on this machine, found that it did not, twice "
+                    f"({str(error).splitlines()[0][:120]}); is it short of memory, or very busy?"
+                ) from error
+        finally:
+            del os.environ["RAY_GCS_SERVER_PORT"]
 
 
 def _for_remote() -> dict[str, object]:
@@ -114,12 +151,21 @@ def hush(verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def _silence(verbose: bool):  # type: ignore[no-untyped-def]
-    with contextlib.ExitStack() as stack:
-        if not verbose:
-            null = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stderr(null))
+def _silence(verbose: bool) -> Iterator[None]:
+    """Nothing on standard error, of Ray's C++ neither."""
+    if verbose:
         yield
+        return
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def share_of(resources: Resources) -> Share:

@@ -47,6 +47,10 @@ LUNG_HU, LUNG_MM2 = (-950, -500), 6000.0
 ORGAN_HU, ORGAN_MM = (20, 120), 35.0  # a liver holds a disc of this radius; muscle does not
 TRUNK_MM2 = 35000.0  # of a slice; a head has less
 TRUNK_MM = 40.0  # with lungs or liver: the aorta is there as well
+ROSE_HU = 60.0  # by which virtual contrast lights up blood, and no organ
+AORTA_MM2 = (
+    60.0  # the least of what rose that counts as a vessel: the iliac arteries' forks have less
+)
 PLAIN_HU = 72.0  # phantom: a liver before the spine gives up to 77, delayed blood 80 and more
 PLAIN_ML = 2.0  # less is no proof: 0.3 ml beside a delayed aorta had 65 HU
 STRAY_HU = 100.0  # the least of bright pieces that make a plain scan doubtful
@@ -156,6 +160,48 @@ def blood_pool(volume: Volume) -> BloodPool:
             here = [np.median(s[p]) for s, p in zip(zone.smooth, pieces, strict=True) if p.any()]
             return BloodPool(float(np.median(here)), ml, length, stray, trunk_mm, spine_mm)
     return BloodPool(stray_hu=stray, trunk_mm=trunk_mm, spine_mm=spine_mm)
+
+
+def lit_before_spine(plain: Volume, virtual: Volume) -> tuple[float, float]:
+    """What a virtual scan lights up where aorta, arch and heart are.
+
+    In each slice of the spinal canal's course, the largest connected piece before the spine that
+    rose by more than ``ROSE_HU``, of at least ``AORTA_MM2``.
+
+    Args:
+        virtual: On the voxels of ``plain``.
+
+    Returns:
+        Median over slices of the median HU of what rose most in the piece, NaN without any; and
+        the share of slices that have one.
+    """
+    sense = (slice(None), slice(None, None, _sense(plain, 1)), slice(None, None, _sense(plain, 0)))
+    targets = (SLICE_MM, PLANE_MM, PLANE_MM)
+    steps = [
+        min(max(1, int(mm / step + 0.3)), n)
+        for mm, step, n in zip(targets, plain.spacing, plain.hu.shape, strict=True)
+    ]
+    z, y, x = (step * mm for step, mm in zip(steps, plain.spacing, strict=True))
+    image = _averaged(plain.hu[sense], steps)
+    canal = _canal(image, _body(image), (z, y, x))
+    if canal is None:
+        return np.nan, 0.0
+    first, last = int(canal[0, 0]), int(canal[-1, 0]) + 1
+    after = _averaged(virtual.hu[sense], steps)[first:last]
+    rose = after - image[first:last]
+    ahead = (canal[:, 1, None] - np.arange(image.shape[1])) * y  # mm before the canal
+    left = (np.arange(image.shape[2]) - canal[:, 2, None]) * x
+    levels = []
+    for number, (hu, change) in enumerate(zip(after, rose, strict=True)):
+        near = (ahead[number] > 0) & (ahead[number] <= FAR_MM)
+        lit = (change > ROSE_HU) & near[:, None] & (np.abs(left[number]) <= ASIDE_MM)
+        pieces, count = ndimage.label(lit)
+        sizes = np.bincount(pieces.ravel(), minlength=2)[1:]
+        if count and sizes.max() * y * x >= AORTA_MM2:
+            piece = pieces == 1 + int(sizes.argmax())
+            core = piece & (change > np.percentile(change[piece], 95) / 2)  # without blurred rims
+            levels.append(float(np.median(hu[core])))
+    return (float(np.median(levels)) if levels else np.nan), len(levels) / len(canal)
 
 
 class _Zone(NamedTuple):

@@ -41,10 +41,11 @@ class Guard:
     Args:
         memory_gib: It may take this much beyond what it has at its start.
         seconds: One call may take this long.
+        idle_s: It leaves after so long without a call, and with it what it holds.
     """
 
-    def __init__(self, memory_gib: float, seconds: float) -> None:
-        self.memory_gib, self.seconds = memory_gib, seconds
+    def __init__(self, memory_gib: float, seconds: float, idle_s: float = IDLE_S) -> None:
+        self.memory_gib, self.seconds, self.idle_s = memory_gib, seconds, idle_s
         self._process: subprocess.Popen[bytes] | None = None
         self._line: Connection | None = None
         self._said: dict[str, str] = {}  # what the environment said of storage at its start
@@ -104,7 +105,9 @@ class Guard:
             env=os.environ
             | {
                 "PYTHONPATH": os.pathsep.join(paths),
-                "DYEFREENET_GUARD": json.dumps([self.memory_gib, self.seconds, os.getpid()]),
+                "DYEFREENET_GUARD": json.dumps(
+                    [self.memory_gib, self.seconds, self.idle_s, os.getpid()]
+                ),
             },
         )
         theirs.close()
@@ -131,14 +134,14 @@ def _known(told: dict[str, Any]) -> DyeFreeNetError:
 
 
 def _serve(line: Connection) -> None:
-    memory_gib, seconds, parent = json.loads(os.environ["DYEFREENET_GUARD"])
+    memory_gib, seconds, idle_s, parent = json.loads(os.environ["DYEFREENET_GUARD"])
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     for name in ("numpy", "SimpleITK", "scipy.ndimage", "pyarrow.parquet", "pydicom.pixels"):
         importlib.import_module(name)  # before the limit, which is for the work alone
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = taken + int(memory_gib * (1 << 30))
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    while line.poll(IDLE_S):
+    while line.poll(idle_s):
         try:
             module, name, arguments = pickle.loads(line.recv_bytes())  # from our own parent
         except EOFError:

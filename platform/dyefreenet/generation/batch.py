@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ Load = Callable[[str], Network]  # by device
 FIGURES = (
     ("aorta_plain_hu", pa.float64()),
     ("aorta_hu", pa.float64()),
+    ("aorta_share", pa.float64()),
     ("soft_hu", pa.float64()),
     ("flicker_hu", pa.float64()),
     ("outside_hu", pa.int32()),
@@ -165,7 +167,7 @@ def generate_archive(
     found = already = len(chosen) - len(todo)
     task = _Task(target, model, config, made_on, loader)
     actors = workers(len(todo)) if todo else None
-    for record in _done_by(actors, task, [(row, marks[row.key]) for row in todo]):
+    for record in _done_by(actors, task, [(row, marks[row.key]) for row in todo], report):
         records[record["key"]] = record
         found += 1
         report("series", found, len(chosen))
@@ -305,20 +307,29 @@ class Worker:
     (``data.guard``); the network is one, and series wait for it.
     """
 
-    def __init__(self, task: _Task, device: str, threads: int) -> None:
+    def __init__(
+        self,
+        task: _Task,
+        device: str,
+        threads: int,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self._task = task
-        load_it = task.loader or (lambda device: load(task.model, task.config, device))
-        self._network = load_it(device)
+        if task.loader:
+            self._network = task.loader(device)
+        else:
+            self._network = load(task.model, task.config, device, tick)
         self._turn = threading.Lock()
         self._own = threading.local()
 
     def do(self, row: SeriesRow, mark: str) -> Record:
         task = self._task
         if not hasattr(self._own, "guard"):
-            self._own.guard = Guard(task.config.memory_gib, task.config.seconds)
+            # It holds a series while others are with the network, however long that takes.
+            self._own.guard = Guard(task.config.memory_gib, task.config.seconds, idle_s=86_400)
         making = task.model.making(row, task.made_on, task.config)
         return make_series(
             row, mark, task.target, task.config, making, self._own.guard, self._predict
@@ -349,7 +360,10 @@ class _Actor:
 
 
 def _done_by(
-    workers: Workers | None, task: _Task, items: Sequence[tuple[SeriesRow, str]]
+    workers: Workers | None,
+    task: _Task,
+    items: Sequence[tuple[SeriesRow, str]],
+    report: Report,
 ) -> Iterator[Record]:
     """Records as series end, in any order.
 
@@ -359,7 +373,8 @@ def _done_by(
     if not items:
         return
     if workers is None:
-        worker = Worker(task, "cpu", os.cpu_count() or 1)
+        tick = partial(report, "slices of a series")
+        worker = Worker(task, "cpu", os.cpu_count() or 1, tick)
         for row, mark in items:
             yield worker.do(row, mark)
         return

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyefreenet.config import Phase
-from dyefreenet.data.blood import CONTRAST_HU, BloodPool, blood_pool
+from dyefreenet.data.blood import CONTRAST_HU, BloodPool, blood_pool, lit_before_spine
 from dyefreenet.data.volume import Volume
 from dyefreenet.evaluate.regions import body_mask
 
@@ -32,6 +32,7 @@ Flag = Literal[
 PIXEL_MM = 1.4  # of the copy in which a body is looked for
 EVERY = 2  # pixels at which soft tissue and flicker are measured
 SOFT_HU = (0, 90)  # plain muscle, organs and blood
+LEAST_SHARE = 0.5  # of the spine's slices in which something must have lit up before it
 MOST_SOFT_HU = 40.0  # median change of them: a liver takes up 10 to 60, muscle less
 MOST_FLICKER_HU = 4.0  # see ``Quality.flicker_hu``
 AORTA_HU: dict[Phase, tuple[float, float]] = {  # that a phase may show
@@ -48,7 +49,8 @@ class Quality:
 
     Attributes:
         aorta_plain_hu: Median of the blood pool before the spine; None where none was found.
-        aorta_hu: The same of the virtual scan.
+        aorta_hu: Median of what lit up before the spine; None where nothing did.
+        aorta_share: Of the spine's slices, those in which it did.
         soft_hu: Median change of what has 0 to 90 HU in the body.
         flicker_hu: 95th percentile over slices of how far the mean change of soft tissue lies from
             the mean of its two neighbours'.
@@ -59,6 +61,7 @@ class Quality:
 
     aorta_plain_hu: float | None
     aorta_hu: float | None
+    aorta_share: float
     soft_hu: float
     flicker_hu: float
     outside_hu: int
@@ -101,7 +104,7 @@ def judge(
         before: What ``blood_pool`` found in the plain scan; None: it is looked for.
     """
     before = before or blood_pool(plain)
-    after = blood_pool(virtual)
+    level_hu, share = lit_before_spine(plain, virtual)
     changes, lit, outside = [], 0, 0
     soft = np.zeros(len(plain.hu))
     for z, inside in enumerate(body):
@@ -117,32 +120,31 @@ def judge(
     beside = beside[np.isfinite(beside)]
     found = Quality(
         aorta_plain_hu=_known(before.level_hu),
-        aorta_hu=_known(after.level_hu),
+        aorta_hu=_known(level_hu),
+        aorta_share=round(share, 3),
         soft_hu=float(np.median(all_soft)) if all_soft.size else 0.0,
         flicker_hu=round(float(np.percentile(beside, 95)), 3) if beside.size else 0.0,
         outside_hu=outside,
         enhanced_ml=round(lit * float(np.prod(plain.spacing)) / 1000.0, 1),
         flags=(),
     )
-    flags = tuple(_flags(found, before, after, phase))
+    flags = tuple(_flags(found, before, phase))
     return Quality(**(vars(found) | {"flags": flags}))
 
 
-def _flags(found: Quality, before: BloodPool, after: BloodPool, phase: Phase) -> list[Flag]:
+def _flags(found: Quality, before: BloodPool, phase: Phase) -> list[Flag]:
     flags: list[Flag] = []
+    low, high = AORTA_HU[phase]
     if before.level_hu >= CONTRAST_HU:
         flags.append("contrast-before")
     if not before.spine_mm:
         flags.append("no-spine")
-    elif before.trunk_mm <= 0:
+    elif not before.trunk_mm:
         flags.append("no-trunk")
-    elif found.aorta_hu is None:
+    elif found.aorta_share < LEAST_SHARE or found.aorta_hu is None:
         flags.append("no-aorta")
-    low, high = AORTA_HU[phase]
-    if found.aorta_hu is not None and not low <= after.level_hu <= high:
-        flags.append(
-            "no-aorta" if after.level_hu < CONTRAST_HU and low > CONTRAST_HU else "aorta-level"
-        )
+    elif not low <= found.aorta_hu <= high:
+        flags.append("aorta-level")
     if abs(found.soft_hu) > MOST_SOFT_HU:
         flags.append("soft-tissue")
     if found.flicker_hu > MOST_FLICKER_HU:

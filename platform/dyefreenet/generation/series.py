@@ -120,31 +120,25 @@ def model_of(runs: Sequence[str], config: GenerateConfig) -> Model:
     return Model(tuple(runs), *described[0])
 
 
-def load(model: Model, config: GenerateConfig, device: str = "cpu") -> Network:
-    """The trained networks, on a device."""
+def load(
+    model: Model,
+    config: GenerateConfig,
+    device: str = "cpu",
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Network:
+    """The trained networks, on a device; ``tick`` is told slices done and in all of a series."""
     from dyefreenet import cascade as networks  # here: a run with nothing to do loads no torch
 
-    class Trained:
-        def __init__(self) -> None:
-            self.cascades = [networks.Cascade.load(folder_of(run), device) for run in model.runs]
+    cascades = [networks.Cascade.load(folder_of(run), device) for run in model.runs]
+    name, phase = config.method, model.phase
 
+    class Trained:
         def predict(self, volume: Volume, breaks: Sequence[int]) -> NDArray[np.int16]:
-            return (
-                self.cascades[0]
-                .predict(
-                    volume,
-                    config.method,
-                    phase=model.phase,
-                    average=config.average_overlap,
-                    breaks=breaks,
-                )
-                .hu
-            )
+            average = config.average_overlap
+            return cascades[0].predict(volume, name, tick, phase, average, breaks).hu
 
         def spread(self, volume: Volume, breaks: Sequence[int]) -> NDArray[np.int16]:
-            return networks.spread(
-                self.cascades, volume, config.method, phase=model.phase, breaks=breaks
-            ).hu
+            return networks.spread(cascades, volume, name, tick, phase, breaks).hu
 
     return Trained()
 

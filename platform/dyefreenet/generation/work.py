@@ -22,6 +22,7 @@ from dyefreenet.data.archive import SeriesRow
 from dyefreenet.data.blood import CONTRAST_HU, BloodPool, blood_pool
 from dyefreenet.data.dicom import Series, read_series
 from dyefreenet.data.files import fetch
+from dyefreenet.data.guard import Failed
 from dyefreenet.data.images import image_axes, local_image, read_image, write_nifti
 from dyefreenet.data.look import strip
 from dyefreenet.data.volume import Volume
@@ -103,9 +104,11 @@ def finish(
 
     Raises:
         SeriesError: The source lacks an identifier that a derived image must name.
+        Failed: No series is open.
     """
     global _open
-    assert _open is not None, "open_series comes first"
+    if _open is None:
+        raise Failed("the process that held its headers was ended while the network worked")
     opened, _open = _open, None
     plain = opened.plain
     body = body_of(plain)
