@@ -44,6 +44,10 @@ def take(gib):
     return {"bytes": len(bytes(int(gib * (1 << 30))))}, []
 
 
+def who():
+    return {"process": os.getpid()}, []
+
+
 @pytest.fixture
 def guard(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", MODULE, prepend=os.pathsep)
@@ -94,3 +98,14 @@ def test_time_is_bounded(monkeypatch):
         guard.run(named(sleep))
     assert guard.run(named(twice), np.arange(3))[0] == {"sum": 3}
     guard.stop()
+
+
+@pytest.mark.parametrize(("idle_s", "stays"), [(0.3, False), (60, True)])
+def test_it_leaves_when_it_is_idle_for_so_long(monkeypatch, idle_s, stays):
+    monkeypatch.setenv("PYTHONPATH", MODULE, prepend=os.pathsep)
+    guard = Guard(memory_gib=0.5, seconds=20, idle_s=idle_s)
+    first, _ = guard.run(named(who))
+    time.sleep(1.5)
+    second, _ = guard.run(named(who))
+    guard.stop()
+    assert (first == second) is stays

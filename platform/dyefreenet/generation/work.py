@@ -27,7 +27,7 @@ from dyefreenet.data.images import image_axes, local_image, read_image, write_ni
 from dyefreenet.data.look import strip
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import SeriesError
-from dyefreenet.generation.export import WARNING, Making, derive, derived_uid
+from dyefreenet.generation.export import BANNER, Making, derive, derived_uid
 from dyefreenet.generation.quality import body_of, judge
 
 Answer = tuple[dict[str, Any], list[bytes]]
@@ -127,7 +127,7 @@ def finish(
         output = "nifti" if config.output == "png" else config.output
         more = _files(opened, key, spread, replace(made, spread=True), output)
         names, contents = names + more[0], contents + more[1]
-    return told | {"names": names}, [*contents, strip(plain, virtual, WARNING)]
+    return told | {"names": names}, [*contents, strip(plain, virtual, BANNER)]
 
 
 def _files(
@@ -141,7 +141,7 @@ def _files(
     else:
         name = f"{kind}/{derived_uid(str(series.headers[0].SeriesInstanceUID), made.identity)}"
     if output == "png":
-        return [f"{name}.png"], [strip(opened.plain, volume, WARNING, "png")]
+        return [f"{name}.png"], [strip(opened.plain, volume, BANNER, "png")]
     if output == "nifti" or series is None:
         return [f"{name}.nii.gz"], [_nifti(volume, opened.axes)]
     images = list(derive(series, volume.hu, made))
