@@ -263,7 +263,7 @@ def prepared(network: nn.Module, device: str, precision: Precision) -> nn.Module
     freeze(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
         network.bfloat16()
-        network.leave.float()  # type: ignore[union-attr, operator]
+        network.leave.float()
     return network
 
 
