@@ -119,7 +119,8 @@ def speed(folder: Folder, rounds: int, threads: int) -> None:
     shares = [gflop / s / r for s, r in zip(seconds["auto"][1:], rates[1:], strict=True)]
     print(
         f"auto: {times('convolutions', 'auto'):.0%} of the {kind} rate of its own convolutions, "
-        f"{statistics.median(shares):.0%} of the best of other shapes ({statistics.median(rates):.0f} GFLOP/s)"
+        f"{statistics.median(shares):.0%} of the best of other shapes "
+        f"({statistics.median(rates):.0f} GFLOP/s)"
     )
 
 
@@ -163,8 +164,8 @@ def untrained(recipe: Recipe, folder: Folder) -> Folder:
     name = "weights/generator.safetensors"
     for step in ("primary", "refine"):
         content = safetensors.torch.save(HighResolutionGenerator(recipe.generator).state_dict())
-        files = {name: folder.write(f"{step}/{name}", content)}
-        folder.write_json(f"{step}/manifest.json", {"files": files})
+        files = {name: (folder / step).write(name, content)}
+        (folder / step).publish("untrained", {}, files=files)
     return folder
 
 

@@ -29,6 +29,7 @@ from dyefreenet.store import Folder
 from dyefreenet.train.state import load_weights
 
 PREDICTORS = ("unet", "pix2pix", "primary_scratch", "primary", "refine")
+WEIGHTS = "weights/generator.safetensors"  # below a step's folder
 
 Precision = Literal["auto", "exact", "bf16"]  # of the networks; HU are float32 whichever it is
 
@@ -294,7 +295,8 @@ def _method(
         except RuntimeError as error:
             reason = shorten(str(error).partition("\n")[2], 200)
             raise StoreError(
-                f"{folder / step}: expected weights of the recipe's network, found others: {reason}"
+                f"{folder / step}/{WEIGHTS}: expected weights of the recipe's network, found "
+                f"others: {reason}"
             ) from error
         return prepared(blank, device, precision)
 
@@ -318,6 +320,6 @@ def _method(
         name,
         virtual,
         made.multiple,
-        manifest["files"]["weights/generator.safetensors"],
+        manifest["files"][WEIGHTS],
         recipe.phases(name),
     )

@@ -76,9 +76,8 @@ class HighResolutionGenerator(nn.Module):
         """[B, C, H, W] in [-1, 1] to the same shape; it may overshoot: ``hu`` clips."""
         seen = _entering(triplet, self.encoder, self.packed)
         last = self._features(seen, phase)[-1]
-        predicted = _exact(
-            self.leave, F.relu(self.texture(torch.cat([last, seen.to(last.dtype)], dim=1)))
-        )
+        texture = self.texture(torch.cat([last, seen.to(last.dtype)], dim=1))
+        predicted = _exact(self.leave, F.relu(texture, inplace=True))
         if self.packed:
             predicted = F.pixel_shuffle(predicted, 2)
         return triplet + predicted if self.residual else predicted
