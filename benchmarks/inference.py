@@ -106,8 +106,8 @@ def speed(folder: Folder, rounds: int, threads: int) -> None:
         return statistics.median(a / b for a, b in pairs)
 
     print(
-        f"{auto.recipe.name}: networks see {side}x{side}, {gflop:.1f} GFLOP a slice; {threads} "
-        f"threads, {rounds} rounds; auto is {kind}"
+        f"{auto.recipe.name}: {side}x{side} on the training grid, {gflop:.1f} GFLOP a slice; "
+        f"{threads} threads, {rounds} rounds; auto is {kind}"
     )
     print("                  networks           all of a slice")
     for name in ways:
