@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from textwrap import shorten
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,10 +24,14 @@ from dyefreenet.data.volume import AIR_HU, Volume, neighbours
 from dyefreenet.errors import InputError, StoreError
 from dyefreenet.models.generators import HighResolutionGenerator, UNet
 from dyefreenet.stages import STAGES, baselines, primary, refine
+from dyefreenet.stages.adversarial import freeze
 from dyefreenet.store import Folder
 from dyefreenet.train.state import load_weights
 
 PREDICTORS = ("unet", "pix2pix", "primary_scratch", "primary", "refine")
+WEIGHTS = "weights/generator.safetensors"  # below a step's folder
+
+Precision = Literal["auto", "exact", "bf16"]  # of the networks; HU are float32 whichever it is
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,17 @@ class Cascade:
         self.methods = methods
 
     @classmethod
-    def load(cls, folder: Folder, device: str = "cpu") -> Cascade:
-        """Methods whose steps are finished.
+    def load(cls, folder: Folder, device: str = "cpu", precision: Precision = "auto") -> Cascade:
+        """Methods whose steps are finished, ready to predict as fast as the device can.
+
+        Args:
+            precision: ``exact`` is float32, the same figures on every CPU but for rounding;
+                ``auto`` is bf16 where the device computes in it, else ``exact``.
 
         Raises:
             InputError: The folder holds no recipe or no trained method.
-            StoreError: A file was changed since it was saved.
+            StoreError: A file was changed since it was saved, has a weight that is not finite, or
+                is of another network than the recipe's.
         """
         if not folder.exists("recipe.json"):
             raise InputError(f"{folder}: expected a run with recipe.json, found none")
@@ -61,7 +72,7 @@ class Cascade:
         for name in PREDICTORS:
             manifest = (folder / name).manifest()
             if manifest is not None:
-                methods[name] = _method(name, recipe, folder, manifest, device)
+                methods[name] = _method(name, recipe, folder, manifest, device, precision)
         if not methods:
             raise InputError(
                 f"{folder}: expected a trained step ({', '.join(PREDICTORS)}), found none"
@@ -245,44 +256,70 @@ def pad_to(values: Tensor, multiple: int) -> Tensor:
     return F.pad(values, (0, -width % multiple, 0, -height % multiple), value=float(AIR_HU))
 
 
+def prepared(network: nn.Module, device: str, precision: Precision) -> nn.Module:
+    """A trained network made ready to predict, in place: norms folded, channels last in memory.
+
+    In bf16 the last convolution stays float32: bf16 has steps of 3 HU near 1.
+    """
+    freeze(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bf16" or (precision == "auto" and computes_bf16(device)):
+        network.bfloat16()
+        network.leave.float()
+    return network
+
+
+def computes_bf16(device: str) -> bool:
+    """Whether a device has instructions for bf16: where it is emulated, float32 is faster.
+
+    oneDNN takes bf16 on any CPU with AVX-512, so what torch says of oneDNN is no answer.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
 def _method(
-    name: str, recipe: Recipe, folder: Folder, manifest: dict[str, Any], device: str
+    name: str,
+    recipe: Recipe,
+    folder: Folder,
+    manifest: dict[str, Any],
+    device: str,
+    precision: Precision,
 ) -> Method:
     config = STAGES[name].config(recipe)
     grid: GridConfig = recipe.grid
-    sha256 = manifest["files"]["weights/generator.safetensors"]
 
     def network(step: str, blank: nn.Module) -> nn.Module:
         try:
             blank.load_state_dict(load_weights(folder / step))
         except RuntimeError as error:
+            reason = shorten(str(error).partition("\n")[2], 200)
             raise StoreError(
-                f"{folder}/{step}: expected weights of the recipe's network, found others ({error})"
+                f"{folder / step}/{WEIGHTS}: expected weights of the recipe's network, found "
+                f"others: {reason}"
             ) from error
-        return blank.to(device).eval().requires_grad_(False)
+        return prepared(blank, device, precision)
 
+    made: nn.Module
     if isinstance(config, BaselineConfig):
-        unet = UNet(config.generator, config.slices)
-        nets = {"generator": network(name, unet)}
-        baseline = config
-        return Method(
-            name,
-            lambda plain, phase: baselines.predict(
-                nets, plain.to(device), grid, baseline, phase.to(device)
-            ).cpu(),
-            unet.multiple,
-            sha256,
-            recipe.phases(name),
-        )
-    generator = HighResolutionGenerator(recipe.generator)
-    nets = {"generator": network(name, generator)}
-    if name == "refine":
-        nets["primary"] = network("primary", HighResolutionGenerator(recipe.generator))
-    code = refine if name == "refine" else primary
+        made = UNet(config.generator, config.slices)
+        nets = {"generator": network(name, made)}
+        predict = partial(baselines.predict, nets, grid=grid, config=config)
+    else:
+        made = HighResolutionGenerator(recipe.generator)
+        nets = {"generator": network(name, made)}
+        if name == "refine":
+            nets["primary"] = network("primary", HighResolutionGenerator(recipe.generator))
+        predict = partial((refine if name == "refine" else primary).predict, nets, grid=grid)
+
+    def virtual(plain: Tensor, phase: Tensor) -> Tensor:
+        given = plain.to(device, memory_format=torch.channels_last)
+        return predict(given, phase=phase.to(device)).cpu().contiguous()
+
     return Method(
         name,
-        lambda plain, phase: code.predict(nets, plain.to(device), grid, phase.to(device)).cpu(),
-        generator.multiple,
-        sha256,
+        virtual,
+        made.multiple,
+        manifest["files"][WEIGHTS],
         recipe.phases(name),
     )

@@ -176,7 +176,7 @@ def pairs_to_score(
 @cache
 def _cascade(run: Folder, weights: str) -> Cascade:
     """The networks, loaded once in each worker process; anew where their weights are others."""
-    return Cascade.load(run)
+    return Cascade.load(run, precision="exact")  # figures of any two machines compare
 
 
 def _weights(run: Folder) -> dict[str, str]:

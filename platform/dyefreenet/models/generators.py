@@ -52,10 +52,13 @@ class HighResolutionGenerator(nn.Module):
             triplet: [B, C, H, W] in [-1, 1].
             phase: That is wanted, by its place in ``PHASES``, [B]; None: nothing is told.
         """
+        return self._features(_entering(triplet, self.encoder, self.packed), phase)
+
+    def _features(self, seen: Tensor, phase: Tensor | None) -> list[Tensor]:
         encoded: list[Tensor] = []
         pooled: list[Tensor] = []  # earlier features at the size of the level
         for level, block in enumerate(self.encoder):
-            incoming = _packed(triplet) if self.packed else triplet
+            incoming = seen
             if level:
                 # Halved once more each level: the maximum of maxima, without reading all anew.
                 earlier = [*pooled, encoded[-1]][-self.reach :]
@@ -71,11 +74,10 @@ class HighResolutionGenerator(nn.Module):
 
     def forward(self, triplet: Tensor, phase: Tensor | None = None) -> Tensor:
         """[B, C, H, W] in [-1, 1] to the same shape; it may overshoot: ``hu`` clips."""
-        last = self.features(triplet, phase)[-1]
-        seen = _packed(triplet) if self.packed else triplet
-        predicted = _exact(
-            self.leave, F.relu(self.texture(torch.cat([last, seen.to(last.dtype)], dim=1)))
-        )
+        seen = _entering(triplet, self.encoder, self.packed)
+        last = self._features(seen, phase)[-1]
+        texture = self.texture(torch.cat([last, seen.to(last.dtype)], dim=1))
+        predicted = _exact(self.leave, F.relu(texture, inplace=True))
         if self.packed:
             predicted = F.pixel_shuffle(predicted, 2)
         return triplet + predicted if self.residual else predicted
@@ -107,7 +109,7 @@ class UNet(nn.Module):
     def forward(self, slices: Tensor, phase: Tensor | None = None) -> Tensor:
         """[B, C, H, W] in [-1, 1] to the same shape; ``phase`` by its place in ``PHASES``, [B]."""
         skips: list[Tensor] = []
-        rising = _packed(slices) if self.packed else slices
+        rising = _entering(slices, self.encoder, self.packed)
         for level, block in enumerate(self.encoder):
             rising = block(F.max_pool2d(rising, 2) if level else rising)
             rising = _told(self.phase, level, rising, phase)
@@ -125,9 +127,13 @@ def _told(shift: PhaseShift | None, level: int, features: Tensor, phase: Tensor 
     return features if shift is None else shift(level, features, phase)
 
 
-def _packed(slices: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, 4C, H/2, W/2], nothing lost; ``pixel_shuffle`` undoes it."""
-    return F.pixel_unshuffle(slices, 2)
+def _entering(slices: Tensor, encoder: nn.ModuleList, packed: bool) -> Tensor:
+    """Slices as the first block takes them, [B, C, H, W], in the precision of its weights.
+
+    Packed they are [B, 4C, H/2, W/2]: nothing is lost, and ``pixel_shuffle`` undoes it.
+    """
+    slices = slices.to(next(encoder.parameters()).dtype)
+    return F.pixel_unshuffle(slices, 2) if packed else slices
 
 
 def _doubled(features: Tensor) -> Tensor:
