@@ -31,6 +31,9 @@ DEBIAN_PACKAGES = {  # program: the package that has it
     "dcmcjpeg": "dcmtk",
     "dcmcrle": "dcmtk",
     "chromium": "chromium",
+    "dcm2niix": "dcm2niix",
+    "Orthanc": "orthanc",
+    "storescu": "dcmtk",
 }
 
 os.environ.pop("RAY_ADDRESS", None)  # the tests never join a cluster that is already there

@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_check import faults
 from made_up_ct import enhanced, saved
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
@@ -124,7 +125,10 @@ def source(
 def derived(series: Series, hu: np.ndarray | None = None, **changes) -> list[FileDataset]:
     hu = series.volume.hu if hu is None else hu
     files = derive(series, hu, replace(MADE, **changes))
-    return [pydicom.dcmread(io.BytesIO(content)) for _, content in files]
+    images = [pydicom.dcmread(io.BytesIO(content)) for _, content in files]
+    for image, header in zip(images, series.headers, strict=True):
+        assert faults(image, header, drawn=changes.get("banner", False)) == []
+    return images
 
 
 def write_series(series: Series, hu: np.ndarray, folder: Path) -> list[str]:

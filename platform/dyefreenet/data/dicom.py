@@ -28,6 +28,7 @@ from dyefreenet.errors import SeriesError
 # -2000, -2048 or -3024 HU. Noise in air reaches about -1150 HU, so nothing measured is this low.
 FILL_HU = -1500
 AXIAL = 0.9  # least |z| of the slice normal, a tilt of 26 degrees
+TILTED = 0.85  # the same where slices are worked on one by one: gantries lean up to 30 degrees
 STEP_TOLERANCE = 0.01  # of the distance between slices
 STEP_TOLERANCE_MM = 0.01  # positions are often written with two decimals
 SAME_PLACE_MM = 0.01
@@ -139,7 +140,7 @@ def read_series(files: Sequence[File], slice_wise: bool = False) -> Series:
     distinct = [one for one in images if not one.alike]  # the first image among them
     _require_one_series(distinct)
 
-    row, column, normal = _orientation(distinct)
+    row, column, normal = _orientation(distinct, TILTED if slice_wise else AXIAL)
     positions = np.array([_numbers(one, "ImagePositionPatient", 3) for one in images])  # [N, 3]
     order = np.argsort(positions @ normal, kind="stable")
     images, positions = [images[number] for number in order], positions[order]
@@ -329,7 +330,7 @@ def _require_one_series(images: list[_Slice]) -> None:
 
 
 def _orientation(
-    images: list[_Slice],
+    images: list[_Slice], least: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Unit vectors along a row, along a column, and from slice to slice (PS3.3 C.7.6.2.1.1)."""
     vectors = np.array([_numbers(one, "ImageOrientationPatient", 6) for one in images])  # [N, 6]
@@ -347,10 +348,10 @@ def _orientation(
     row, column = row / lengths[0], column / lengths[1]
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
-    if abs(normal[2]) < AXIAL:
+    if abs(normal[2]) < least:
         raise SeriesError(
             "not-axial",
-            f"the slice normal has |z| = {abs(normal[2]):.2f}; axial CT has at least {AXIAL}",
+            f"the slice normal has |z| = {abs(normal[2]):.2f}; axial CT has at least {least}",
         )
     return row, column, normal
 
