@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--method", default="refine")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    cascade = Cascade.load(Folder(options.run or str(files("dyefreenet") / "weights")))
+    folder = Folder(options.run or str(files("dyefreenet") / "weights"))
+    cascade = Cascade.load(folder, precision="exact")
     for name in (ABDOMEN, CHEST):
         folder = options.real / name
         source = read_series(sorted(p for p in folder.iterdir() if p.suffix == ".dcm")).volume

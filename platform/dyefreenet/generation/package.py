@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dyefreenet import __version__, hu
-from dyefreenet.cascade import Cascade
+from dyefreenet.cascade import WEIGHTS, Cascade
 from dyefreenet.config import PHASES, Recipe
 from dyefreenet.errors import InputError
 from dyefreenet.store import Folder
 
-WEIGHTS = "weights/generator.safetensors"
 MOST_HU = 0.1  # that ONNX and torch may differ: rounding in another order
 SCORES = {("psnr", "image"), ("mae", "vessel"), ("mae", "computed_vessel")}  # on the card
 
@@ -73,7 +72,7 @@ def export_onnx(package: Folder, method: str = "refine") -> float:
         raise InputError(
             f"--onnx: expected {error.name}; pip install 'dyefreenet[onnx]'"
         ) from error
-    cascade = Cascade.load(package)
+    cascade = Cascade.load(package, precision="exact")  # a graph for any machine
     chosen, grid = cascade.method(method), cascade.recipe.grid
     wanted = torch.tensor([PHASES.index(cascade.recipe.ingest.phase)])
 
