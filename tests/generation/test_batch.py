@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import time
+import urllib.request
 import zipfile
 from collections import Counter
 
@@ -421,3 +423,25 @@ def test_actors_do_the_same_even_if_one_is_killed(archive, tmp_path, cluster, mo
     account = run(archive, tmp_path / "there", deadly, workers=lambda series: workers)
     assert mark.exists() and account["done"] == 3 and not account["failed"]
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    figures = served("ray_dyefreenet_series_total", 'job="generate",status="done"')
+    assert sum(figures) >= 3  # of both actors; what the killed one counted is gone with it
+
+
+def served(name, labels):
+    """Values that Ray's node serves to Prometheus, as soon as there are some."""
+    import ray
+
+    node = ray.nodes()[0]
+    place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    for _ in range(60):
+        with urllib.request.urlopen(place, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        found = [
+            line
+            for line in lines
+            if line.startswith(name) and all(label in line for label in labels.split(","))
+        ]
+        if found:
+            return [float(line.rpartition(" ")[2]) for line in found]
+        time.sleep(0.5)
+    raise AssertionError([line for line in lines if "dyefreenet" in line])

@@ -34,6 +34,7 @@ from dyefreenet.data.guard import Failed, Guard
 from dyefreenet.data.prepare import Job, prepared, seen_phase
 from dyefreenet.data.shards import SlabRecord
 from dyefreenet.errors import DyeFreeNetError, InputError, SeriesError
+from dyefreenet.meters import measure, tell
 from dyefreenet.store import Folder, code_version, fingerprint
 
 WAVE = 512  # tasks handed to the cluster at once, so that memory does not grow with the archive
@@ -206,6 +207,7 @@ def make_and_write(
     except SeriesError as refusal:
         outcome: dict[str, Any] = {"reason": refusal.reason, "detail": refusal.detail}
     except Failed as failure:
+        _measure(job, FAILED)
         return job.name, {"reason": FAILED, "detail": str(failure)}
     else:
         slabs = []
@@ -224,7 +226,16 @@ def make_and_write(
         target.write(f"looks/{job.name}.jpg", contents[0])
         outcome = {"row": made["row"], "slabs": slabs, "look": made["look"]}
     target.write_json(f"jobs/{job.name}.json", {"mark": mark, "outcome": outcome})
+    _measure(job, outcome.get("reason", ""), sum(one["slices"] for one in outcome.get("slabs", ())))
     return job.name, outcome
+
+
+def _measure(job: Job, reason: str, slices: int = 0) -> None:
+    status = "failed" if reason == FAILED else "refused" if reason else "done"
+    count = 1 if job.contrast is None else 2
+    measure("dyefreenet_series", count, job="ingest", status=status, code=reason)
+    measure("dyefreenet_slices", slices, job="ingest")
+    tell("pair", job="ingest", series=job.plain.key, status=status, code=reason, slices=slices)
 
 
 def look_and_write(

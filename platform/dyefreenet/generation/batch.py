@@ -52,6 +52,7 @@ from dyefreenet.generation.series import (
     load,
     make_series,
 )
+from dyefreenet.meters import measure, tell
 from dyefreenet.store import Folder, fingerprint, salt_of
 
 JOB = "job.json"
@@ -331,9 +332,11 @@ class Worker:
             # It holds a series while others are with the network, however long that takes.
             self._own.guard = Guard(task.config.memory_gib, task.config.seconds, idle_s=86_400)
         making = task.model.making(row, task.made_on, task.config)
-        return make_series(
+        record = make_series(
             row, mark, task.target, task.config, making, self._own.guard, self._predict
         )
+        _measure(record)
+        return record
 
     def _predict(
         self, volume: Volume, breaks: Sequence[int]
@@ -344,6 +347,18 @@ class Worker:
             if self._task.config.uncertainty:
                 apart = self._network.spread(volume, breaks)
         return virtual, apart
+
+
+def _measure(record: Record) -> None:
+    job, status = "generate", record["status"]
+    measure("dyefreenet_series", 1, job=job, status=status, code=record["code"])
+    for part, seconds in record["seconds"].items():
+        measure("dyefreenet_seconds", seconds, job=job, part=part)
+    if status == DONE:
+        measure("dyefreenet_slices", record["slices"], job=job)
+        measure("dyefreenet_bytes", record["bytes"], job=job)
+    told = {name: record[name] for name in ("status", "code", "slices", "seconds")}
+    tell("series", job=job, series=record["key"], **told)
 
 
 class _Actor:

@@ -31,6 +31,7 @@ from dyefreenet.data.slices import (
     worker_lanes,
 )
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, StorageError
+from dyefreenet.meters import measure, tell
 from dyefreenet.runtime import Share
 from dyefreenet.stages import STAGES
 from dyefreenet.store import MANIFEST, Folder
@@ -298,6 +299,7 @@ def _work(payload: dict[str, Any]) -> None:
                 target.write("metrics.jsonl", lines.encode())
                 assert sight is not None
                 sight.tell(numbers, strip() if shown is not None else None)
+                _measure(target, stage, numbers)
             saved = ray.train.Checkpoint.from_directory(folder) if chief else None
             ray.train.report(numbers, saved)
 
@@ -312,6 +314,8 @@ def _work(payload: dict[str, Any]) -> None:
         nonlocal told
         if chief and ticker is not None and time.monotonic() - told > 1.0:
             told = time.monotonic()
+            name = target.parent.uri.rpartition("/")[2]
+            measure("dyefreenet_rate", rate, run=name, stage=stage)
             note = f"epoch {min(step // epoch_steps + 1, config.epochs)} of {config.epochs}"
             ticker.put.remote(stage, step, plan.steps, f"{note}, {rate:.1f} slices/s")
 
@@ -339,6 +343,18 @@ def _work(payload: dict[str, Any]) -> None:
         tick=tick,
         identify=lambda step: ", ".join(plan.samples(step)),
     )
+
+
+def _measure(target: Folder, stage: str, numbers: Numbers) -> None:
+    names = {"run": target.parent.uri.rpartition("/")[2], "stage": stage}
+    measure("dyefreenet_epoch", numbers["epoch"], **names)
+    for name, value in numbers.items():
+        kind, _, what = name.partition("/")
+        if kind == "loss":
+            measure("dyefreenet_loss", value, **names, term=what)
+        elif kind == "validation":
+            measure("dyefreenet_validation", value, **names, figure=what)
+    tell("epoch", **names, step=numbers["step"], epoch=numbers["epoch"])
 
 
 def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:
