@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
+import socket
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from dyefreenet.errors import ResourceError
 
@@ -30,6 +34,10 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+STARVED = "timed out during startup"  # as Ray says where a machine has too much to do
+ANSWERS = 5.0  # seconds in which a cluster's port must
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,13 @@ def connect(verbose: bool = False) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (or of the job that runs us), or start one here.
 
     Raises:
-        ResourceError: There is no cluster at the address.
+        ResourceError: There is no cluster at the address, it has another token or version, or this
+            machine has too much to do to start one.
     """
     for name, value in (_SETTINGS if verbose else _SETTINGS | _QUIET).items():
         os.environ.setdefault(name, value)
-    remote = "RAY_ADDRESS" in os.environ
-    if not remote and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         # A cluster of our own, closed to others.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -68,31 +77,135 @@ def connect(verbose: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    package_parent = str(Path(__file__).resolve().parents[1])
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"env_vars": _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}}
+    if address is not None:
+        _require_answer(address)
+    for again in (True, False):
+        with _silence(verbose, deep=address is not None) as said:
+            try:
+                _join_or_start(address, verbose)
+                break
+            except Exception as error:  # Ray raises many kinds, bare ones among them
+                ray.shutdown()
+                text = f"{_chain(error)}\n{said()}"
+                if not (again and STARVED in text):
+                    raise ResourceError(why_not(address, text)) from error
+    hush(verbose)
+
+
+def _join_or_start(address: str | None, verbose: bool) -> None:
+    import ray
+
     quiet: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
     }
+    if address is not None:
+        ray.init(runtime_env=_for_remote(), **quiet)
+        return
+    package_parent = str(Path(__file__).resolve().parents[1])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        runtime_env={"env_vars": _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}},
+        **quiet,
+    )
+
+
+def _require_answer(address: str) -> None:
+    """See that somebody listens there: Ray itself tries for a minute and more."""
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)(?:/.*)?", address)
+    if place is None:  # "auto", or what Ray explains itself
+        return
     try:
-        with _silence(verbose):
-            if remote:
-                ray.init(runtime_env=_for_remote(), **quiet)
-            else:
-                ray.init(
-                    address="local",
-                    include_dashboard=True,
-                    dashboard_host="127.0.0.1",
-                    runtime_env=environment,
-                    **quiet,
-                )
-    except (ConnectionError, RuntimeError) as error:
+        socket.create_connection((place[1], int(place[2])), timeout=ANSWERS).close()
+    except OSError as error:
         raise ResourceError(
-            f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', 'local')}: expected a Ray cluster, "
-            f"found: {error}"
-        ) from error
-    hush(verbose)
+            f"RAY_ADDRESS={address}: expected a Ray cluster, found nobody who answers "
+            f"({error.strerror or error}); start the cluster, mend the address (HEAD:6379), or "
+            "unset RAY_ADDRESS to work on this machine alone"
+        ) from None
+
+
+def why_not(address: str | None, text: str) -> str:
+    """One line for what Ray says at length when a cluster is not joined or started.
+
+    Args:
+        address: RAY_ADDRESS; None: it was to start here.
+        text: What was raised, with its causes, and what stood on stderr.
+    """
+    if STARVED in text:
+        return (
+            "Ray: expected its processes to start within 30 s, found that they did not, twice: "
+            "this machine has too much to do; wait for the other programs, or end them"
+        )
+    where = f"RAY_ADDRESS={address}" if address else "Ray"
+    if "Version mismatch" in text:
+        both = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
+        (ray, python), *mine = both or [("?", "?")]
+        found = f", found Ray {mine[0][0]} and Python {mine[0][1]} here" if mine else ""
+        return (
+            f"{where}: expected the cluster's Ray {ray} and Python {python}{found}; "
+            f"use the image of the cluster, or pip install ray=={ray} under that Python"
+        )
+    if re.search(r"(?i)auth(entication)? ?token|unauthenticated", text):
+        return (
+            f"{where}: expected the cluster's token, found another one or none; set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the token of its head"
+        )
+    if address and address.startswith("http"):
+        return (
+            f"{where}: expected the address of a cluster (HEAD:6379), found that of a dashboard; "
+            "that one goes into RAY_API_SERVER_ADDRESS, for `ray job submit`"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = lines[0] if lines else "no reason"
+    return f"{where}: expected a Ray cluster, found: {told} (-v shows more)"
+
+
+def _chain(error: BaseException | None) -> str:
+    """What an error and all that caused it say."""
+    told = []
+    while error is not None:
+        told.append(str(error).strip() or type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return "\n".join(told)
+
+
+def on_every_node(call: Callable[[], T], seconds: float = 60.0) -> dict[str, T | Exception]:
+    """What a function gives on each node of the cluster that is joined, or why it gave nothing.
+
+    Args:
+        call: Sent to the nodes; it books no CPU, so that it runs beside whatever runs there.
+        seconds: In which all of them must have ended.
+
+    Returns:
+        By the node's address and the start of its id.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def there() -> T:
+        return call()
+
+    waiting = {}
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        bound = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = there.options(scheduling_strategy=bound).remote()
+        waiting[task] = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+    ended, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=seconds)
+    found: dict[str, T | Exception] = {}
+    for task in ended:
+        try:
+            found[waiting[task]] = ray.get(task)
+        except Exception as error:
+            found[waiting[task]] = error
+    for task in late:
+        ray.cancel(task)
+        found[waiting[task]] = TimeoutError(f"no answer in {seconds:g} s")
+    return found
 
 
 def _for_remote() -> dict[str, object]:
@@ -114,12 +227,30 @@ def hush(verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def _silence(verbose: bool):  # type: ignore[no-untyped-def]
+def _silence(verbose: bool, deep: bool) -> Iterator[Callable[[], str]]:
+    """Ray's warnings kept off the terminal; yields what tells them.
+
+    Args:
+        deep: Those of its C++ too, which alone name a wrong token.
+    """
+    if verbose:
+        yield lambda: ""
+        return
     with contextlib.ExitStack() as stack:
-        if not verbose:
-            null = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stderr(null))
-        yield
+        null = stack.enter_context(open(os.devnull, "w"))
+        said = stack.enter_context(tempfile.TemporaryFile())
+        if deep:
+            terminal = os.dup(2)
+            stack.callback(os.close, terminal)
+            stack.callback(os.dup2, terminal, 2)
+            os.dup2(said.fileno(), 2)
+        stack.enter_context(contextlib.redirect_stderr(null))
+
+        def told() -> str:
+            said.seek(0)
+            return said.read().decode(errors="replace")
+
+        yield told
 
 
 def share_of(resources: Resources) -> Share:

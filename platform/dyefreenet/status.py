@@ -1,0 +1,1 @@
+"""How far a run is, from its folder alone. No Ray."""
