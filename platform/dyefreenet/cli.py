@@ -357,6 +357,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(bench)
     bench.set_defaults(call=_bench)
 
+    status = commands.add_parser(
+        "status",
+        help="how far a run is, or a target of generate, by its folder alone",
+        description="How far a run is, by its folder alone: steps, seconds, epochs and figures, "
+        "trials of sweeps, and when its driver was last heard of. Of a target of generate: how "
+        "many series are done, refused or failed. Needs no cluster.",
+    )
+    status.add_argument(
+        "target",
+        nargs="?",
+        metavar="FOLDER",
+        help="a run folder, or what generate was given as -o (default: the run of --recipe)",
+    )
+    status.add_argument("--json", action="store_true", help="print it as one object")
+    _add_recipe(status)
+    status.set_defaults(call=_status)
+
     doctor = commands.add_parser(
         "doctor",
         help="what this machine, the store and the cluster lack, and what to do about it",
@@ -828,6 +845,13 @@ def _bench(options: argparse.Namespace) -> None:
             f"--device: expected a device of this machine, found {name!r}: {reason}"
         ) from None
     print(bench_step(recipe, options.stage, device, options.steps, options.batch))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from dyefreenet.status import look
+
+    found = look(Folder(options.target) if options.target else _open(options)[1])
+    print(json.dumps(asdict(found), indent=1) if options.json else found.text())
 
 
 def _doctor(options: argparse.Namespace) -> None:

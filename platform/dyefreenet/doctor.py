@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -30,7 +30,9 @@ from dyefreenet.errors import DyeFreeNetError, ResourceError
 from dyefreenet.store import Folder
 
 Level = Literal["ok", "warn", "FAIL"]
-OK, WARN, FAIL = "ok", "warn", "FAIL"
+OK: Final = "ok"
+WARN: Final = "warn"
+FAIL: Final = "FAIL"
 
 SHOWN = ("ray", "torch", "pydicom", "pyarrow", "optuna")  # of the packages; others count
 PATIENCE, SECONDS = "DYEFREENET_STORE_PATIENCE", "6"  # for which a store may fail here
