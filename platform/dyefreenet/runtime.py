@@ -79,38 +79,51 @@ def connect(verbose: bool = False) -> None:
         return
     if address is not None:
         _require_answer(address)
+    start_or_say_why(lambda: _join_or_start(address, verbose), address, verbose)
+    hush(verbose)
+
+
+def start_or_say_why(start: Callable[[], None], address: str | None, verbose: bool) -> None:
+    """Call what joins or starts a cluster; once more, if this machine was too busy for it.
+
+    Raises:
+        ResourceError: It failed; one line says why.
+    """
     for again in (True, False):
         with _silence(verbose, deep=address is not None) as said:
             try:
-                _join_or_start(address, verbose)
-                break
+                start()
+                return
             except Exception as error:  # Ray raises many kinds, bare ones among them
-                ray.shutdown()
                 text = f"{_chain(error)}\n{said()}"
                 if not (again and STARVED in text):
                     raise ResourceError(why_not(address, text)) from error
-    hush(verbose)
 
 
 def _join_or_start(address: str | None, verbose: bool) -> None:
     import ray
 
+    package_parent = str(Path(__file__).resolve().parents[1])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours = {"env_vars": _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}}
     quiet: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
     }
-    if address is not None:
-        ray.init(runtime_env=_for_remote(), **quiet)
-        return
-    package_parent = str(Path(__file__).resolve().parents[1])
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    ray.init(
-        address="local",
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        runtime_env={"env_vars": _SETTINGS | {"PYTHONPATH": os.pathsep.join(paths)}},
-        **quiet,
-    )
+    try:
+        if address is not None:
+            ray.init(runtime_env=_for_remote(), **quiet)
+        else:
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                runtime_env=ours,
+                **quiet,
+            )
+    except Exception:
+        ray.shutdown()  # of what is half there
+        raise
 
 
 def _require_answer(address: str) -> None:
