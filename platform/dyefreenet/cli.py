@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -355,6 +356,37 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, help="of torch on the CPU (default: all cores)")
     _add_recipe(bench)
     bench.set_defaults(call=_bench)
+
+    status = commands.add_parser(
+        "status",
+        help="how far a run is, or a target of generate, by its folder alone",
+        description="How far a run is, by its folder alone: steps, seconds, epochs and figures, "
+        "trials of sweeps, and when its driver was last heard of. Of a target of generate: how "
+        "many series are done, refused or failed. Needs no cluster.",
+    )
+    status.add_argument(
+        "target",
+        nargs="?",
+        metavar="FOLDER",
+        help="a run folder, or what generate was given as -o (default: the run of --recipe)",
+    )
+    status.add_argument("--json", action="store_true", help="print it as one object")
+    _add_recipe(status)
+    status.set_defaults(call=_status)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine, the store and the cluster lack, and what to do about it",
+        description="Checks Python and packages, GPU, codecs, rights at the store, disks, shared "
+        "memory, Ray's token and ports; with RAY_ADDRESS also the cluster and the store as each of "
+        "its nodes sees it. A line each: ok, warn or FAIL. The exit status is 1 after a FAIL.",
+    )
+    doctor.add_argument(
+        "--store", help="folder or s3:// for all runs (default: $DYEFREENET_STORE or runs)"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as one object")
+    doctor.add_argument("-v", "--verbose", action="store_true", help="Ray's talk and tracebacks")
+    doctor.set_defaults(call=_doctor)
 
     report = commands.add_parser("report", help="write the report page of a run again")
     _add_recipe(report)
@@ -813,6 +845,34 @@ def _bench(options: argparse.Namespace) -> None:
             f"--device: expected a device of this machine, found {name!r}: {reason}"
         ) from None
     print(bench_step(recipe, options.stage, device, options.steps, options.batch))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from dyefreenet.status import look
+
+    found = look(Folder(options.target) if options.target else _open(options)[1])
+    print(json.dumps(asdict(found), indent=1) if options.json else found.text())
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from dyefreenet import doctor, runtime
+
+    store = Folder(options.store or _default_store())
+    found = list(doctor.examine(store))  # before Ray starts processes of its own
+    found += doctor.cluster(
+        store,
+        os.environ.get("RAY_ADDRESS"),
+        lambda: runtime.connect(options.verbose),
+        runtime.on_every_node,
+    )
+    failed = sum(one.level == doctor.FAIL for one in found)
+    if options.json:
+        told = {"ok": failed == 0, "findings": [asdict(one) for one in found]}
+        print(json.dumps(told, indent=1))
+    else:
+        print("\n".join(one.line() for one in found))
+    if failed:
+        raise DyeFreeNetError(f"{failed} of {len(found)} checks failed")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -5,16 +5,59 @@ from __future__ import annotations
 import concurrent.futures as futures
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from dyefreenet.config import Recipe
-from dyefreenet.errors import ConfigError, DyeFreeNetError
+from dyefreenet.errors import ConfigError, DyeFreeNetError, StorageError
 from dyefreenet.plan import Planned, plan, steps_of
 from dyefreenet.progress import Progress, duration
 from dyefreenet.runtime import Resources
-from dyefreenet.store import MANIFEST, Folder, fingerprint
+from dyefreenet.store import MANIFEST, PROGRESS, Folder, fingerprint
 
 BESIDE = "evaluate_all"  # folder of an evaluation beside the run's own
+TOLD_EVERY = 5.0  # seconds
+
+
+class Diary:
+    """Leaves in the run folder what its driver does, for ``dyefreenet status``; fails no run."""
+
+    def __init__(self, run: Folder, progress: Progress) -> None:
+        self._run, self._progress = run, progress
+        self._steps: dict[str, dict[str, Any]] = {}
+        self._told, self._is_away = float("-inf"), False
+
+    def begin(self, step: str) -> None:
+        self._steps[step] = {"state": "running", "began": _now()}
+
+    def end(self, step: str, seconds: float, error: str = "") -> None:
+        state = "failed" if error else "done"
+        self._steps[step] |= {"state": state, "seconds": round(seconds, 1), "error": error}
+
+    def write(self, ended: str = "") -> None:
+        """Say it, at most every ``TOLD_EVERY`` seconds and at the end.
+
+        Args:
+            ended: How the run ended; "": it goes on.
+        """
+        if not ended and time.monotonic() - self._told < TOLD_EVERY:
+            return
+        if ended and self._is_away:  # a second time nobody waits for a store that is away
+            return
+        for name, step in self._steps.items():
+            if step["state"] == "running":
+                step["count"] = self._progress.latest(name)
+        told = {"updated": _now(), "ended": ended, "steps": self._steps}
+        try:
+            self._run.write_json(PROGRESS, told)
+            self._is_away = False
+        except StorageError:
+            self._is_away = True
+        self._told = time.monotonic()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def run_steps(
@@ -61,7 +104,7 @@ def run_steps(
     finished = {planned.step.name for planned in todo if planned.done}
     pending_names = {planned.step.name for planned in waiting}
     failure: BaseException | None = None
-    count = 0
+    count, ended, diary = 0, "stopped", Diary(run, progress)
     pool = futures.ThreadPoolExecutor(runtime.parallel_steps(resources))
     try:
         running: dict[futures.Future[dict[str, Any]], tuple[Planned, float]] = {}
@@ -71,6 +114,7 @@ def run_steps(
                 ready = not (set(planned.step.needs) & pending_names - finished)
                 if free > 0 and ready and failure is None:
                     progress.say(planned.step.name, "started")
+                    diary.begin(planned.step.name)
                     call = pool.submit(steps.RUN[planned.step.name], context, planned)
                     running[call] = (planned, time.monotonic())
                     waiting.remove(planned)
@@ -79,11 +123,13 @@ def run_steps(
                 break
             done, _ = futures.wait(running, timeout=1.0, return_when=futures.FIRST_COMPLETED)
             steps.show(context)
+            diary.write()
             for call in done:
                 planned, began = running.pop(call)
                 try:
                     facts = call.result()
                 except BaseException as error:  # the others may end first
+                    diary.end(planned.step.name, time.monotonic() - began, _one_line(error))
                     progress.end(planned.step.name, f"failed: {_one_line(error)}")
                     failure = failure or error
                     continue
@@ -95,11 +141,14 @@ def run_steps(
                     seconds=round(seconds, 1),
                     **facts,
                 )
+                diary.end(planned.step.name, seconds)
                 finished.add(planned.step.name)
                 count += 1
                 progress.end(planned.step.name, f"done in {duration(seconds)}")
+        ended = "done" if failure is None else "failed"
     finally:  # nothing runs here but after a Ctrl-C, which waits for nobody
         pool.shutdown(wait=False, cancel_futures=True)
+        diary.write(ended)
     if failure is not None:
         raise failure
     return count

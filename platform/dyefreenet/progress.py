@@ -14,6 +14,7 @@ class Line:
 
     began: float = field(default_factory=time.monotonic)
     printed: float = 0.0
+    text: str = ""  # how far it was when that was last known, printed or not
 
 
 class Progress:
@@ -39,15 +40,25 @@ class Progress:
             line = self._lines.setdefault((step, unit), Line())
             now = time.monotonic()
             last = done == total and line.printed > 0.0  # or it would look broken off
-            if (now - max(line.printed, line.began) < self.every and not last) or not done:
+            if not done:
                 return
-            line.printed = now
-            rate = done / (now - line.began)
+            rate = done / max(now - line.began, 1e-9)
             text = f"{done} {unit}, {rate:.1f}/s"
             if total:
                 left = duration((total - done) / rate)
                 text = f"{done}/{total} {unit}, {rate:.1f}/s, {left} left"
-        self.say(step, f"{text}{', ' + note if note else ''}")
+            text = line.text = f"{text}{', ' + note if note else ''}"
+            if now - max(line.printed, line.began) < self.every and not last:
+                return
+            line.printed = now
+        self.say(step, text)
+
+    def latest(self, step: str) -> str:
+        """What was last told of a step, printed or not; "": nothing yet."""
+        with self._lock:
+            return next(
+                (line.text for (name, _), line in reversed(self._lines.items()) if name == step), ""
+            )
 
     def end(self, step: str, text: str) -> None:
         with self._lock:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from dyefreenet.errors import ResourceError
 
@@ -27,11 +29,11 @@ _SETTINGS = {
     "RAY_worker_niceness": "0",  # else any other program goes first, and a demo takes twice as long
     "RAY_worker_maximum_startup_concurrency": "16",  # else it complains of Train's many actors
 }
-_QUIET = {
-    "RAY_DATA_LOG_LEVEL": "ERROR",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-}
+_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_AIR_NEW_OUTPUT": "0"}
+STARVED = "timed out during startup"  # as Ray says where a machine has too much to do
+ANSWERS = 5.0  # seconds in which a cluster's port must
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,15 @@ def connect(verbose: bool = False) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (or of the job that runs us), or start one here.
 
     Raises:
-        ResourceError: There is no cluster at the address.
+        ResourceError: There is no cluster at the address, it has another token or version, or this
+            machine has too much to do to start one.
     """
     for name, value in (_SETTINGS if verbose else _SETTINGS | _QUIET).items():
         os.environ.setdefault(name, value)
-    remote = "RAY_ADDRESS" in os.environ
-    if not remote and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None and not verbose:  # of a cluster that refuses us, C++ alone says why
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         # A cluster of our own, closed to others.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -70,66 +75,170 @@ def connect(verbose: bool = False) -> None:
 
     if ray.is_initialized():
         return
+    if address is not None:
+        _require_answer(address)
+    start_or_say_why(lambda: _join_or_start(address, verbose), address, verbose)
+    hush(verbose)
+
+
+def start_or_say_why(start: Callable[[], None], address: str | None, verbose: bool) -> None:
+    """Call what joins or starts a cluster; once more, if this machine may have been too busy.
+
+    Raises:
+        ResourceError: It failed; one line says why.
+    """
+    for again in (True, False):
+        with _silence(verbose) as said:
+            try:
+                start()
+                return
+            except Exception as error:  # Ray raises many kinds, bare ones among them
+                text = f"{_chain(error)}\n{said()}"
+                if not (again and (address is None or STARVED in text)):
+                    raise ResourceError(why_not(address, text)) from error
+
+
+def _join_or_start(address: str | None, verbose: bool) -> None:
+    import ray
+
     quiet: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
     }
     try:
-        with _silence(verbose):
-            if remote:
-                ray.init(runtime_env=_for_remote(), **quiet)
-            else:
-                _start(quiet)
-    except (ConnectionError, RuntimeError) as error:
-        raise ResourceError(
-            f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', 'local')}: expected a Ray cluster, "
-            f"found: {error}"
-        ) from error
-    hush(verbose)
+        if address is not None:
+            ray.init(runtime_env=_for_remote(), **quiet)
+        else:
+            _start(quiet)
+    except Exception:
+        ray.shutdown()  # of what is half there
+        raise
 
 
 def _start(quiet: dict[str, Any]) -> None:
-    """A cluster of our own on this machine, beside any other; tried twice, for Ray gives itself
-    seconds to start that a busy machine does not have.
+    """A cluster of our own on this machine, beside any other.
 
     Its address is chosen beforehand and told to every worker. Without it, Ray Train's clean-up
     looks for "the" cluster of the machine, dies where there are two, and a trial that was stopped
     early keeps its CPUs: the sweep waits for ever.
-
-    Raises:
-        ResourceError: It does not start.
     """
     import ray
 
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    for last in (False, True):
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
-        told = {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}",
-        }
-        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    told = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}",
+    }
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            runtime_env={"env_vars": _SETTINGS | told},
+            **quiet,
+        )
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"]
+
+
+def _require_answer(address: str) -> None:
+    """See that somebody listens there: Ray itself tries for a minute and more."""
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)(?:/.*)?", address)
+    if place is None:  # "auto", or what Ray explains itself
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=ANSWERS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"RAY_ADDRESS={address}: expected a Ray cluster, found nobody who answers "
+            f"({error.strerror or error}); start the cluster, mend the address (HEAD:6379), or "
+            "unset RAY_ADDRESS to work on this machine alone"
+        ) from None
+
+
+def why_not(address: str | None, text: str) -> str:
+    """One line for what Ray says at length when a cluster is not joined or started.
+
+    Args:
+        address: RAY_ADDRESS; None: it was to start here.
+        text: What was raised, with its causes, and what stood on stderr.
+    """
+    if STARVED in text:
+        return (
+            "Ray: expected its processes to start within 30 s, found that they did not, twice: "
+            "this machine has too much to do; wait for the other programs, or end them"
+        )
+    where = f"RAY_ADDRESS={address}" if address else "Ray"
+    if "Version mismatch" in text:
+        both = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
+        (ray, python), *mine = both or [("?", "?")]
+        found = f", found Ray {mine[0][0]} and Python {mine[0][1]} here" if mine else ""
+        return (
+            f"{where}: expected the cluster's Ray {ray} and Python {python}{found}; "
+            f"use the image of the cluster, or pip install ray=={ray} under that Python"
+        )
+    if re.search(r"(?i)auth(entication)? ?token|unauthenticated", text):
+        return (
+            f"{where}: expected the cluster's token, found another one or none; set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the token of its head"
+        )
+    if address and address.startswith("http"):
+        return (
+            f"{where}: expected the address of a cluster (HEAD:6379), found that of a dashboard; "
+            "that one goes into RAY_API_SERVER_ADDRESS, for `ray job submit`"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = lines[0] if lines else "no reason"
+    return f"{where}: expected a Ray cluster, found: {told} (-v shows more)"
+
+
+def _chain(error: BaseException | None) -> str:
+    """What an error and all that caused it say."""
+    told = []
+    while error is not None:
+        told.append(str(error).strip() or type(error).__name__)
+        error = error.__cause__ or error.__context__
+    return "\n".join(told)
+
+
+def on_every_node(call: Callable[[], T], seconds: float = 60.0) -> dict[str, T | Exception]:
+    """What a function gives on each node of the cluster that is joined, or why it gave nothing.
+
+    Args:
+        call: Sent to the nodes; it books no CPU, so that it runs beside whatever runs there.
+        seconds: In which all of them must have ended.
+
+    Returns:
+        By the node's address and the start of its id.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def there() -> T:
+        return call()
+
+    waiting = {}
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        bound = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = there.options(scheduling_strategy=bound).remote()
+        waiting[task] = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+    ended, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=seconds)
+    found: dict[str, T | Exception] = {}
+    for task in ended:
         try:
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                runtime_env={"env_vars": _SETTINGS | told},
-                **quiet,
-            )
-            return
-        except Exception as error:  # Ray raises plain ones
-            ray.shutdown()
-            if last:
-                raise ResourceError(
-                    "expected Ray to start on this machine, found that it did not, twice "
-                    f"({str(error).splitlines()[0][:120]}); is it short of memory, or very busy?"
-                ) from error
-        finally:
-            del os.environ["RAY_GCS_SERVER_PORT"]
+            found[waiting[task]] = ray.get(task)
+        except Exception as error:
+            found[waiting[task]] = error
+    for task in late:
+        ray.cancel(task)
+        found[waiting[task]] = TimeoutError(f"no answer in {seconds:g} s")
+    return found
 
 
 def _for_remote() -> dict[str, object]:
@@ -151,21 +260,25 @@ def hush(verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def _silence(verbose: bool) -> Iterator[None]:
-    """Nothing on standard error, of Ray's C++ neither."""
+def _silence(verbose: bool) -> Iterator[Callable[[], str]]:
+    """Ray's warnings kept off the terminal, those of its C++ too; yields what tells them."""
     if verbose:
-        yield
+        yield lambda: ""
         return
-    sys.stderr.flush()
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
+    with contextlib.ExitStack() as stack:
+        null = stack.enter_context(open(os.devnull, "w"))
+        said = stack.enter_context(tempfile.TemporaryFile())
+        terminal = os.dup(2)
+        stack.callback(os.close, terminal)
+        stack.callback(os.dup2, terminal, 2)
+        os.dup2(said.fileno(), 2)
+        stack.enter_context(contextlib.redirect_stderr(null))
+
+        def told() -> str:
+            said.seek(0)
+            return said.read().decode(errors="replace")
+
+        yield told
 
 
 def share_of(resources: Resources) -> Share:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dyefreenet.bucket import Bucket
 
 MANIFEST = "manifest.json"
+PROGRESS = "progress.json"  # what the driver of a run says of itself while it goes on
 SALT = "salt.txt"
 
 _HINTS = {

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dyefreenet import recipes, runtime
 from dyefreenet.config import Recipe
-from dyefreenet.errors import DyeFreeNetError, StoreError
+from dyefreenet.errors import DyeFreeNetError, StorageError, StoreError
 from dyefreenet.plan import steps_of
 from dyefreenet.progress import Progress
 from dyefreenet.report import write_sweep
@@ -19,7 +21,7 @@ from dyefreenet.runtime import Resources
 from dyefreenet.space import AIMS, METHODS, Space, best_of, pareto, starting_point, trained
 from dyefreenet.stages import STAGES
 from dyefreenet.stages.launch import train
-from dyefreenet.store import Folder, fingerprint
+from dyefreenet.store import PROGRESS, Folder, fingerprint
 
 STEP = "sweep"  # folder of the run
 VALUES = "values.json"  # what a trial tries
@@ -124,9 +126,17 @@ def _run_trials(
         def say(self, trials: list[Any], trial: Any, text: str) -> None:
             Progress().say("sweep", f"trial {trials.index(trial) + 1} {text}")
 
+        def note(self, trials: list[Any], trial: Any, status: str) -> None:
+            """Leave the counts for ``dyefreenet status``; of this one, Tune's own comes later."""
+            states = Counter(status if one is trial else one.status for one in trials)
+            names = {"done": "TERMINATED", "failed": "ERROR", "running": "RUNNING"}
+            with suppress(StorageError):
+                target.write_json(PROGRESS, {name: states[word] for name, word in names.items()})
+
         def on_trial_start(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
             settings = ", ".join(f"{name}={_short(value)}" for name, value in trial.config.items())
             self.say(trials, trial, f"started: {settings}")
+            self.note(trials, trial, "RUNNING")
 
         def on_trial_result(self, iteration, trials, trial, result, **info):  # type: ignore[no-untyped-def]
             figures = ", ".join(
@@ -136,9 +146,11 @@ def _run_trials(
 
         def on_trial_complete(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
             self.say(trials, trial, "ended")
+            self.note(trials, trial, "TERMINATED")
 
         def on_trial_error(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
             self.say(trials, trial, "failed; the others go on")
+            self.note(trials, trial, "ERROR")
 
     # The trainers of a trial book their own CPUs; a CPU booked here would starve them.
     trainable = tune.with_resources(trial, {"CPU": 0.01})
