@@ -71,7 +71,7 @@ def test_a_run_that_goes_on(run):
     assert lines[0].endswith("trial: running, last heard of 4 s ago")
     assert (
         f"  primary          running   1 min 4 s     18/90 steps, 4.0/s; epoch 2 of {EPOCHS}: "
-        "l1 2.5, psnr 22"
+        "l1 2.5, PSNR 22.00 dB"
     ) in lines
     assert "  unet             failed    7 s           no memory" in lines
     assert "  refine           waiting" in lines

@@ -30,7 +30,10 @@ _SETTINGS = {
     "RAY_worker_maximum_startup_concurrency": "16",  # else it complains of Train's many actors
 }
 _QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_AIR_NEW_OUTPUT": "0"}
-STARVED = "timed out during startup"  # as Ray says where a machine has too much to do
+STARVED = (  # as Ray says it where a machine has too much to do
+    "timed out during startup",
+    "contains the error message from the dashboard",
+)
 ANSWERS = 5.0  # seconds in which a cluster's port must
 
 T = TypeVar("T")
@@ -94,7 +97,7 @@ def start_or_say_why(start: Callable[[], None], address: str | None, verbose: bo
                 return
             except Exception as error:  # Ray raises many kinds, bare ones among them
                 text = f"{_chain(error)}\n{said()}"
-                if not (again and (address is None or STARVED in text)):
+                if not (again and (address is None or _is_starved(text))):
                     raise ResourceError(why_not(address, text)) from error
 
 
@@ -168,10 +171,11 @@ def why_not(address: str | None, text: str) -> str:
         address: RAY_ADDRESS; None: it was to start here.
         text: What was raised, with its causes, and what stood on stderr.
     """
-    if STARVED in text:
+    if _is_starved(text):
         return (
-            "Ray: expected its processes to start within 30 s, found that they did not, twice: "
-            "this machine has too much to do; wait for the other programs, or end them"
+            "Ray: expected its processes to start within half a minute, found that they did not, "
+            "twice: this machine has too much to do; wait for its other programs, or end them (-v "
+            "shows more)"
         )
     where = f"RAY_ADDRESS={address}" if address else "Ray"
     if "Version mismatch" in text:
@@ -195,6 +199,10 @@ def why_not(address: str | None, text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = lines[0] if lines else "no reason"
     return f"{where}: expected a Ray cluster, found: {told} (-v shows more)"
+
+
+def _is_starved(text: str) -> bool:
+    return any(words in text for words in STARVED)
 
 
 def _chain(error: BaseException | None) -> str:

@@ -193,9 +193,11 @@ def _about(step: StepStatus) -> str:
     parts = [step.count] if step.count else []
     if step.epoch is not None:
         losses = [name for name in step.figures if name.startswith("loss/")]
-        psnr = "validation/psnr"
-        shown = [*losses[:3], *([psnr] if psnr in step.figures else [])]
-        told = ", ".join(f"{name.rpartition('/')[2]} {step.figures[name]:.4g}" for name in shown)
+        told = ", ".join(
+            f"{name.removeprefix('loss/')} {step.figures[name]:.3g}" for name in losses
+        )
+        if "validation/psnr" in step.figures:
+            told += f"{told and ', '}PSNR {step.figures['validation/psnr']:.2f} dB"
         parts.append(f"epoch {step.epoch:g} of {step.epochs}{told and f': {told}'}")
     return "; ".join([*parts, *([step.error] if step.error else [])])
 
