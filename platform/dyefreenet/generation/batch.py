@@ -315,16 +315,21 @@ class Worker:
         threads: int,
         tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
+        self._task = task
+        # One thread for all predictions: OpenMP keeps a team of threads for each that calls it.
+        self._turn = ThreadPoolExecutor(1)
+        self._turn.submit(self._load, device, threads, tick).result()
+        self._own = threading.local()
+
+    def _load(self, device: str, threads: int, tick: Callable[[int, int], None]) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._task = task
+        task = self._task
         if task.loader:
             self._network = task.loader(device)
         else:
             self._network = load(task.model, task.config, device, tick)
-        self._turn = threading.Lock()
-        self._own = threading.local()
 
     def do(self, row: SeriesRow, mark: str) -> Record:
         task = self._task
@@ -341,11 +346,15 @@ class Worker:
     def _predict(
         self, volume: Volume, breaks: Sequence[int]
     ) -> tuple[NDArray[np.int16], NDArray[np.int16] | None]:
-        with self._turn:
-            virtual = self._network.predict(volume, breaks)
-            apart = None
-            if self._task.config.uncertainty:
-                apart = self._network.spread(volume, breaks)
+        return self._turn.submit(self._predict_in_turn, volume, breaks).result()
+
+    def _predict_in_turn(
+        self, volume: Volume, breaks: Sequence[int]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int16] | None]:
+        virtual = self._network.predict(volume, breaks)
+        apart = None
+        if self._task.config.uncertainty:
+            apart = self._network.spread(volume, breaks)
         return virtual, apart
 
 
