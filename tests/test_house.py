@@ -330,3 +330,14 @@ def test_no_file_names_a_machine():
         if (match := private.search(path.read_text(errors="replace")))
     }
     assert found == {}
+
+
+def test_the_dashboard_draws_figures_that_there_are():
+    from dyefreenet.meters import FIGURES
+
+    panels = json.loads((ROOT / "cluster/grafana.json").read_text())["panels"]
+    known = {f"{name}_total" if kind == "counter" else name for name, (kind, *_) in FIGURES.items()}
+    for panel in panels:
+        for target in panel["targets"]:
+            for name in re.findall(r"ray_(dyefreenet_\w+)", target["expr"]):
+                assert name in known, panel["title"]

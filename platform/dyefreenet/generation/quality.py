@@ -110,7 +110,8 @@ def judge(
     for z, inside in enumerate(body):
         change = np.subtract(virtual.hu[z], plain.hu[z], dtype=np.int32)
         lit += int((change > 80).sum())
-        outside = max(outside, int(np.abs(change[~inside]).max(initial=0)))
+        beyond = np.where(inside, 0, change)  # a tenth of the time of picking them out
+        outside = max(outside, int(beyond.max()), -int(beyond.min()))
         hu, few = plain.hu[z, ::EVERY, ::EVERY], change[::EVERY, ::EVERY]
         tissue = few[inside[::EVERY, ::EVERY] & (hu >= SOFT_HU[0]) & (hu <= SOFT_HU[1])]
         changes.append(tissue)
