@@ -186,6 +186,7 @@ REASONS = {
         "Nothing: this keeps the figures honest.",
     ),
     "ignored": ("phases.csv says ignore.", "Nothing, unless the line is a mistake."),
+    "not-selected": ("The rules of --select or --limit leave it out.", "Nothing, or change them."),
     "registration": (
         "Plain and contrast could not be laid over each other well enough.",
         "Check that both are of one patient and one place; try ingest.registration=deformable.",
