@@ -323,13 +323,18 @@ def test_the_command_without_a_cluster(capsys, tmp_path):
     assert os.environ["RAY_AUTH_TOKEN"] not in json.dumps(told)
 
 
-def test_a_failure_is_the_exit_status(capsys, tmp_path, monkeypatch):
+def test_a_failure_is_the_exit_status(tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody listens there
-    assert main(["doctor", "--store", str(tmp_path / "file")]) == 1
-    captured = capsys.readouterr()
-    assert "FAIL store" in captured.out and "found nobody who answers" in captured.out
-    assert captured.err.splitlines()[-1].startswith("dyefreenet: error: 2 of ")
+    done = subprocess.run(  # this process may have joined the tests' own cluster
+        [sys.executable, "-m", "dyefreenet.cli", "doctor", "--store", str(tmp_path / "file")],
+        env=os.environ | {"RAY_ADDRESS": "127.0.0.1:9"},  # nobody listens there
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "FAIL store" in done.stdout and "found nobody who answers" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("dyefreenet: error: 2 of ")
 
 
 def doctors(cluster, tmp_path, **environment):
