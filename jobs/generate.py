@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Virtual contrast of a plain CT series.
+"""Virtual contrast of a plain CT series, or of a whole archive.
 
 The same as ``dyefreenet generate``: ``--help`` lists the options.
 """

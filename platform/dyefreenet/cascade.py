@@ -90,12 +90,7 @@ class Cascade:
         Raises:
             InputError: No such method, or it has not learnt this phase.
         """
-        learnt = self.method(method).phases
-        if phase not in learnt:
-            raise InputError(
-                f"phase {phase}: {method} has learnt {', '.join(learnt)}; train with "
-                "generator.target_phase=true for several"
-            )
+        recipes.require_learnt(method, self.method(method).phases, phase)
 
     def predict(
         self,

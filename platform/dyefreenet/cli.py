@@ -324,9 +324,7 @@ def _parser() -> argparse.ArgumentParser:
         "--actors", type=int, help="at most so many copies of the model (default: what fits)"
     )
     generate.add_argument("--cpus", type=int, help="of each of them (default: what suits)")
-    device = generate.add_mutually_exclusive_group()
-    device.add_argument("--gpu", dest="gpu", action="store_const", const="yes", default="auto")
-    device.add_argument("--cpu", dest="gpu", action="store_const", const="no")
+    _add_device(generate)
     generate.add_argument("-v", "--verbose", action="store_true", help="Ray's talk and tracebacks")
     generate.set_defaults(call=_generate)
 
@@ -421,6 +419,10 @@ def _add_resources(command: argparse.ArgumentParser) -> None:
         "--min-workers", type=int, help="go on with as few where nodes are lost (default: all)"
     )
     command.add_argument("--parallel", type=int, help="steps at a time (default: what fits)")
+    _add_device(command)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
     device = command.add_mutually_exclusive_group()
     device.add_argument("--gpu", dest="gpu", action="store_const", const="yes", default="auto")
     device.add_argument("--cpu", dest="gpu", action="store_const", const="no")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,11 @@ from dyefreenet.config import (
     GridConfig,
     IngestConfig,
     PhantomConfig,
+    Phase,
     Recipe,
     SslConfig,
 )
-from dyefreenet.errors import ConfigError
+from dyefreenet.errors import ConfigError, InputError
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -220,6 +221,19 @@ def validate(values: dict[str, Any]) -> Recipe:
     return checked(values, Recipe)
 
 
+def require_learnt(method: str, learnt: Sequence[Phase], phase: Phase) -> None:
+    """Refuse a phase that a method cannot make.
+
+    Raises:
+        InputError: It is not among those that the method has learnt.
+    """
+    if phase not in learnt:
+        raise InputError(
+            f"phase {phase}: {method} has learnt {', '.join(learnt)}; train with "
+            "generator.target_phase=true for several"
+        )
+
+
 def checked(values: dict[str, Any], model: type[Config]) -> Config:
     """Plain values to a config of any kind; what is wrong is told in one line.
 
@@ -235,6 +249,25 @@ def checked(values: dict[str, Any], model: type[Config]) -> Config:
         if first["type"] == "value_error":
             raise ConfigError(str(first["ctx"]["error"])) from error
         raise ConfigError(f"{where}: {first['msg']}, found {first['input']!r}") from error
+
+
+def read_rules(option: str, path: str, model: type[Config]) -> Config:
+    """A config from a YAML or JSON file that holds the fields to change.
+
+    Args:
+        option: That names the file, for messages.
+
+    Raises:
+        ConfigError: No such field or value; the nearest right name is told.
+        InputError: There is no such file, or it is no YAML.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{option} {path}: expected a YAML file, found: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{option} {path}: expected fields with values, found {values!r}")
+    return checked(values, model)
 
 
 def _read_file(name: str) -> dict[str, Any]:

@@ -125,14 +125,9 @@ def blood_pool(volume: Volume) -> BloodPool:
     Pieces at least as bright as a level, outside vertebrae, count together; the highest level at
     which they accompany most of the spinal canal, or make a heart between lungs, is the pool's.
     """
-    hu = volume.hu[:, :: _sense(volume, 1), :: _sense(volume, 0)]
-    targets = (SLICE_MM, PLANE_MM, PLANE_MM)
-    steps = [
-        min(max(1, int(mm / step + 0.3)), n)
-        for mm, step, n in zip(targets, volume.spacing, hu.shape, strict=True)
-    ]
-    z, y, x = (step * mm for step, mm in zip(steps, volume.spacing, strict=True))
-    spacing = (z, y, x)
+    hu = _turned(volume, volume)
+    steps, spacing = _coarse(volume)
+    z, y, x = spacing
     image = _averaged(hu, steps)
     body = _body(image)
     canal = _canal(image, body, spacing)
@@ -175,19 +170,13 @@ def lit_before_spine(plain: Volume, virtual: Volume) -> tuple[float, float]:
         Median over slices of the median HU of what rose most in the piece, NaN without any; and
         the share of slices that have one.
     """
-    sense = (slice(None), slice(None, None, _sense(plain, 1)), slice(None, None, _sense(plain, 0)))
-    targets = (SLICE_MM, PLANE_MM, PLANE_MM)
-    steps = [
-        min(max(1, int(mm / step + 0.3)), n)
-        for mm, step, n in zip(targets, plain.spacing, plain.hu.shape, strict=True)
-    ]
-    z, y, x = (step * mm for step, mm in zip(steps, plain.spacing, strict=True))
-    image = _averaged(plain.hu[sense], steps)
+    steps, (z, y, x) = _coarse(plain)
+    image = _averaged(_turned(plain, plain), steps)
     canal = _canal(image, _body(image), (z, y, x))
     if canal is None:
         return np.nan, 0.0
     first, last = int(canal[0, 0]), int(canal[-1, 0]) + 1
-    after = _averaged(virtual.hu[sense], steps)[first:last]
+    after = _averaged(_turned(virtual, plain), steps)[first:last]
     rose = after - image[first:last]
     ahead = (canal[:, 1, None] - np.arange(image.shape[1])) * y  # mm before the canal
     left = (np.arange(image.shape[2]) - canal[:, 2, None]) * x
@@ -213,6 +202,22 @@ class _Zone(NamedTuple):
     near: Mask  # where blood is looked for
     ahead: Mask  # before vertebrae
     vertebra: Mask
+
+
+def _coarse(volume: Volume) -> tuple[list[int], Triple]:
+    """Voxels along each axis that the averaged copy joins into one, and its spacing in mm."""
+    targets = (SLICE_MM, PLANE_MM, PLANE_MM)
+    steps = [
+        min(max(1, int(mm / step + 0.3)), n)
+        for mm, step, n in zip(targets, volume.spacing, volume.hu.shape, strict=True)
+    ]
+    z, y, x = (step * mm for step, mm in zip(steps, volume.spacing, strict=True))
+    return steps, (z, y, x)
+
+
+def _turned(volume: Volume, like: Volume) -> NDArray[np.int16]:
+    """HU with x rising to the patient's left and y to the back, by the geometry of ``like``."""
+    return volume.hu[:, :: _sense(like, 1), :: _sense(like, 0)]
 
 
 def _sense(volume: Volume, axis: int) -> int:

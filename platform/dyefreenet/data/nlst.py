@@ -14,13 +14,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from dyefreenet import recipes
@@ -119,13 +117,7 @@ def read_rules(path: str) -> NlstRules:
         ConfigError: No such field or value; the nearest right name is told.
         InputError: There is no such file, or it is no YAML.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--rules {path}: expected a YAML file, found: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"--rules {path}: expected fields with values, found {values!r}")
-    return recipes.checked(values, NlstRules)
+    return recipes.read_rules("--rules", path, NlstRules)
 
 
 def rules_text() -> str:

@@ -36,14 +36,14 @@ def body_mask(plain_hu: NDArray[Any]) -> NDArray[np.bool_]:
         [Z, H, W]; empty where nothing is denser than -300 HU.
     """
     dense = plain_hu > BODY_HU
-    pieces, count = ndimage.label(_square(_square(dense, grow=False), grow=True))
+    pieces, count = ndimage.label(square(square(dense, grow=False), grow=True))
     if count == 0:  # too thin for the opening, a phantom of a few pixels: take it as it is
         pieces, count = ndimage.label(dense)
     if count == 0:
         return np.zeros(plain_hu.shape, bool)
     sizes = np.bincount(pieces.ravel())
     largest = pieces == 1 + int(np.argmax(sizes[1:]))
-    return _filled(_square(largest, grow=True) & dense)
+    return _filled(square(largest, grow=True) & dense)
 
 
 def computed_labels(
@@ -83,7 +83,7 @@ def computed_labels(
         return labels
     brightest = float(np.quantile(change[blood], BRIGHTEST))
     lit = blood & (change > max(SHARE * brightest, BRIGHT_HU))
-    pieces, count = ndimage.label(_square(_square(lit, False, 3), True, 3) & blood)
+    pieces, count = ndimage.label(square(square(lit, False, 3), True, 3) & blood)
     volumes = np.bincount(pieces.ravel(), minlength=count + 1) * float(np.prod(spacing))
     large = volumes >= LEAST_MM3
     large[0] = False  # the rest of the scan
@@ -127,7 +127,7 @@ def dilated(
     return grown
 
 
-def _square(mask: NDArray[np.bool_], grow: bool, side: int = THIN) -> NDArray[np.bool_]:
+def square(mask: NDArray[np.bool_], grow: bool, side: int = THIN) -> NDArray[np.bool_]:
     """Dilation (grow) or erosion of each slice by a square of ``side`` pixels.
 
     The edge of the picture is no edge of the body: a body that it cuts is not worn away there.

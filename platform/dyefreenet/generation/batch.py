@@ -150,7 +150,7 @@ def generate_archive(
     }
     if dry_run:
         return account | _counted(
-            [_refusal(one, "") for one in refused], {"to do": len(chosen)}, chosen
+            [_refusal(one, "") for one in refused], {"to_do": len(chosen)}, chosen
         )
     target.require_writable()
     made_on = _claim(target, model, config)
@@ -174,7 +174,7 @@ def generate_archive(
         report("series", found, len(chosen))
     ordered = [records[key] for key in sorted(records)]
     files = _write_ledger(target, ordered, model)
-    return account | _counted(ordered, {"already done": already}, chosen) | {"files": files}
+    return account | _counted(ordered, {"already_done": already}, chosen) | {"files": files}
 
 
 def read_ledger(target: Folder) -> list[Record]:
@@ -453,7 +453,7 @@ def _counted(
         "flagged": flagged,
         "refused": dict(sorted(by_status[REFUSED].items())),
         "failed": dict(sorted(by_status[FAILED].items())),
-    } | {name.replace(" ", "_"): count for name, count in more.items()}
+    } | more
 
 
 def _write_ledger(target: Folder, records: Sequence[Record], model: Model) -> dict[str, str]:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyefreenet.config import Phase
-from dyefreenet.data.blood import CONTRAST_HU, BloodPool, blood_pool, lit_before_spine
+from dyefreenet.data.blood import CONTRAST_HU, BloodPool, lit_before_spine
 from dyefreenet.data.volume import Volume
-from dyefreenet.evaluate.regions import body_mask
+from dyefreenet.evaluate.regions import body_mask, square
 
 Flag = Literal[
     "contrast-before",  # the plain scan's blood is brighter than blood without iodine
@@ -76,15 +76,7 @@ def body_of(volume: Volume) -> NDArray[np.bool_]:
     """
     down, across = (max(1, round(PIXEL_MM / step)) for step in volume.spacing[1:])
     coarse = body_mask(volume.hu[:, ::down, ::across])
-    grown = coarse.copy()
-    for axis in (1, 2):
-        for sense in (1, -1):
-            shifted = np.roll(coarse, sense, axis)
-            edge = [slice(None)] * 3
-            edge[axis] = slice(0, 1) if sense == 1 else slice(-1, None)
-            shifted[tuple(edge)] = False
-            grown |= shifted
-        coarse = grown.copy()
+    grown = square(coarse, grow=True, side=3)
     fine = grown.repeat(down, axis=1).repeat(across, axis=2)
     return np.asarray(fine[:, : volume.hu.shape[1], : volume.hu.shape[2]])
 
@@ -94,16 +86,15 @@ def judge(
     virtual: Volume,
     body: NDArray[np.bool_],
     phase: Phase,
-    before: BloodPool | None = None,
+    before: BloodPool,
 ) -> Quality:
     """Measure a virtual series against its plain one.
 
     Args:
         body: True inside the patient, [Z, H, W].
         phase: That was to be made.
-        before: What ``blood_pool`` found in the plain scan; None: it is looked for.
+        before: What ``blood_pool`` found in the plain scan.
     """
-    before = before or blood_pool(plain)
     level_hu, share = lit_before_spine(plain, virtual)
     changes, lit, outside = [], 0, 0
     soft = np.zeros(len(plain.hu))

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-
-import yaml
 
 from dyefreenet import recipes
 from dyefreenet.config import Selection
 from dyefreenet.data.archive import SeriesRow
 from dyefreenet.data.cohort import Refused
-from dyefreenet.errors import InputError
 
 
 def read_selection(path: str) -> Selection:
@@ -22,13 +18,7 @@ def read_selection(path: str) -> Selection:
         ConfigError: No such field or value.
         InputError: There is no such file, or it is neither.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--select {path}: expected a JSON file, found: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"--select {path}: expected fields with values, found {values!r}")
-    return recipes.checked(values, Selection)
+    return recipes.read_rules("--select", path, Selection)
 
 
 def select(

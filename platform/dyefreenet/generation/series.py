@@ -29,7 +29,7 @@ from dyefreenet.data.guard import Failed, Guard
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import InputError, SeriesError, StoreError
 from dyefreenet.generation.export import Making
-from dyefreenet.generation.work import finish, open_series
+from dyefreenet.generation.work import finish, open_series, read_plain
 from dyefreenet.plan import TRAINED
 from dyefreenet.store import Folder
 
@@ -108,12 +108,7 @@ def model_of(runs: Sequence[str], config: GenerateConfig) -> Model:
                 f"{', '.join(there) or 'no trained step'}; --method names another"
             )
         phase = config.phase or recipe.ingest.phase
-        learnt = recipe.phases(config.method)
-        if phase not in learnt:
-            raise InputError(
-                f"phase {phase}: {config.method} has learnt {', '.join(learnt)}; train with "
-                "generator.target_phase=true for several"
-            )
+        recipes.require_learnt(config.method, recipe.phases(config.method), phase)
         sha256 = manifest["files"]["weights/generator.safetensors"]
         name = f"DyeFreeNet {__version__} {recipe.name} {config.method}"
         described.append((name, sha256, phase))
@@ -251,9 +246,6 @@ def virtual_of(source: Volume | str | Path, runs: Sequence[str], config: Generat
     """
     from dyefreenet.data.archive import scan
     from dyefreenet.data.cohort import plain_only
-    from dyefreenet.data.dicom import read_series
-    from dyefreenet.data.files import fetch
-    from dyefreenet.data.images import read_image_at
     from dyefreenet.generation.quality import body_of
 
     network = load(model_of(runs, config), config)
@@ -270,11 +262,8 @@ def virtual_of(source: Volume | str | Path, runs: Sequence[str], config: Generat
         _, refused = plain_only(rows)
         if refused and not config.any_phase:
             raise SeriesError(refused[0].reason, refused[0].detail)
-        if rows[0].is_image:
-            plain = read_image_at(rows[0].files[0])
-        else:
-            series = read_series(fetch(rows[0].files), slice_wise=True)
-            plain, breaks = series.volume, series.breaks
+        plain, series, _ = read_plain(rows[0], slice_wise=True)
+        breaks = series.breaks if series else ()
     body = body_of(plain)
     return plain.with_hu(np.where(body, network.predict(plain, breaks), plain.hu))
 

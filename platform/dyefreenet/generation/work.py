@@ -58,14 +58,8 @@ def open_series(row: SeriesRow, config: GenerateConfig) -> Answer:
     """
     global _open
     _open = None  # of an earlier one that broke off
-    if row.is_image:
-        with local_image(row.files[0]) as local:
-            plain, axes = read_image(local), image_axes(local)
-        series = None
-    else:
-        # NIfTI has one matrix for all slices; DICOM has a place for each.
-        series = read_series(fetch(row.files), slice_wise=config.output != "nifti")
-        plain, axes = series.volume, "LPS"
+    # NIfTI has one matrix for all slices; DICOM has a place for each.
+    plain, series, axes = read_plain(row, slice_wise=config.output != "nifti")
     pool = None
     if config.check:
         pool = blood_pool(plain)
@@ -85,6 +79,19 @@ def open_series(row: SeriesRow, config: GenerateConfig) -> Answer:
         "sha256": hashlib.sha256(voxels).hexdigest(),
     }
     return told, [voxels]
+
+
+def read_plain(row: SeriesRow, slice_wise: bool) -> tuple[Volume, Series | None, str]:
+    """A series' volume, its headers if it is DICOM, and where the axes of its file point.
+
+    Raises:
+        SeriesError: It cannot be read.
+    """
+    if row.is_image:
+        with local_image(row.files[0]) as local:
+            return read_image(local), None, image_axes(local)
+    series = read_series(fetch(row.files), slice_wise)
+    return series.volume, series, "LPS"
 
 
 def finish(
@@ -118,7 +125,7 @@ def finish(
     virtual = plain.with_hu(np.where(body, hu, plain.hu))
     del hu, predicted
     told: dict[str, Any] = {"quality": None}
-    if config.check:
+    if opened.pool is not None:
         told["quality"] = asdict(judge(plain, virtual, body, made.phase, opened.pool))
     names, contents = _files(opened, key, virtual, made, config.output)
     if apart:
