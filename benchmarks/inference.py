@@ -2,6 +2,7 @@
 """Predicting with the shipped cascade: as torch does it by itself, and as ``Cascade.load`` does.
 
     python benchmarks/inference.py [--rounds 10] [--threads 1] [--patients 8] [--recipe paper]
+    python benchmarks/inference.py --device cuda --recipe paper
 
 In turns, in CPU seconds (what a busy machine bends least), a slice through both networks:
 
@@ -17,6 +18,9 @@ Then what it costs: exact and bf16 against the true contrast scans of made-up pa
 networks have not seen. bf16 is measured on any CPU; where it is emulated that takes a while.
 
 With ``--recipe`` the networks of a recipe, with random weights: their speed alone.
+
+On a GPU, in seconds that pass: primary and refine with one triplet at a time and with as many as
+``Cascade.predict`` takes, their share of the roofline of ``stages/bench.py``, and all of a slice.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from dyefreenet.data.volume import Volume
 from dyefreenet.evaluate.metrics import psnr
 from dyefreenet.models.generators import HighResolutionGenerator
 from dyefreenet.stages import refine
-from dyefreenet.stages.bench import convolution_rate
+from dyefreenet.stages.bench import Counter, convolution_rate, roofline
 from dyefreenet.store import Folder
 from dyefreenet.train.state import load_weights
 
@@ -58,6 +62,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--patients", type=int, default=8)
     parser.add_argument("--recipe", help="its networks, untrained, in place of the shipped ones")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -65,7 +70,10 @@ def main() -> None:
         folder = Folder(str(files("dyefreenet") / "weights"))
         if options.recipe:
             folder = untrained(recipes.load(options.recipe), Folder(place))
-        speed(folder, options.rounds, options.threads)
+        if options.device == "cuda":
+            speed_on_gpu(folder, options.rounds)
+        else:
+            speed(folder, options.rounds, options.threads)
         if not options.recipe:
             loss(folder, options.patients)
 
@@ -124,18 +132,74 @@ def speed(folder: Folder, rounds: int, threads: int) -> None:
     )
 
 
-def as_usual(folder: Folder, recipe: Recipe) -> Cascade:
+def speed_on_gpu(folder: Folder, rounds: int) -> None:
+    device = torch.device("cuda")
+    usual, exact = as_usual(folder, Cascade.load(folder).recipe, "cuda"), "exact"
+    ways = {
+        "as usual, 1": (usual, 1),
+        "exact, 1": (Cascade.load(folder, "cuda", exact), 1),
+        "bf16, 1": (auto := Cascade.load(folder, "cuda"), 1),
+        "bf16, 4": (auto, 4),
+        "bf16, 16": (auto, 16),
+    }
+    side = round(384 / auto.recipe.grid.pixel_mm) if auto.recipe.grid.pixel_mm else SIZE
+    triplets, phases = torch.rand(16, 3, side, side) * 2 - 1, torch.ones(16, dtype=torch.int64)
+    triplets, phases = triplets.to(device), phases.to(device)
+    matrix_rate, copy_rate = roofline(device, "bf16")
+    best = convolution_rate(device, "bf16")
+    print(
+        f"{torch.cuda.get_device_name()}, {auto.recipe.name}: {side}x{side} on the training grid; "
+        f"bf16: matrix product {matrix_rate / 1000:.0f} TFLOP/s, copy {copy_rate / 1000:.1f} TB/s, "
+        f"best convolution {best / 1000:.0f} TFLOP/s"
+    )
+    for name in ("primary", "refine"):
+        print(
+            f"{name}           ms a slice       TFLOP/s   roofline: operators, convolutions alone"
+        )
+        for way, (cascade, count) in ways.items():
+            if name not in cascade.methods:
+                continue
+            network, given = cascade.method(name).predict, (triplets[:count], phases[:count])
+            with torch.inference_mode():
+                with Counter() as counter:
+                    network(*given)
+                taken = [gpu_seconds(network, *given) for _ in range(rounds + 3)][3:]
+            seconds = statistics.median(taken)
+            least = [max(f / matrix_rate, b / copy_rate) / 1e9 for f, b in counter.calls]
+            alone = [t for t, (f, _) in zip(least, counter.calls, strict=True) if f]
+            flop = sum(f for f, _ in counter.calls)
+            shares = f"{sum(least) / seconds:.0%}, {sum(alone) / seconds:.0%}"
+            print(
+                f"  {way:14} {seconds / count * 1000:8.3f} {flop / seconds / 1e12:12.1f}      "
+                + (shares if "bf16" in way else "")
+            )
+    hu = np.random.default_rng(0).integers(-200, 400, (64, SIZE, SIZE), np.int16)
+    volume = Volume(hu, (3.0, 384 / SIZE, 384 / SIZE))
+    for name in ("primary", "refine"):
+        taken = [gpu_seconds(auto.predict, volume, name) for _ in range(rounds)][1:]
+        print(f"{name}, all of a slice: {statistics.median(taken) / len(hu) * 1000:.2f} ms")
+
+
+def gpu_seconds(run: Callable[..., object], *given: object) -> float:
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run(*given)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def as_usual(folder: Folder, recipe: Recipe, device: str = "cpu") -> Cascade:
     """The refining cascade as ``load_state_dict`` and ``eval`` leave it."""
     networks: dict[str, nn.Module] = {}
     for name, step in (("primary", "primary"), ("generator", "refine")):
         network = HighResolutionGenerator(recipe.generator)
         network.load_state_dict(load_weights(folder / step))
-        networks[name] = network.eval().requires_grad_(False)
+        networks[name] = network.to(device).eval().requires_grad_(False)
 
     def predict(plain: Tensor, phase: Tensor) -> Tensor:
         return refine.predict(networks, plain, recipe.grid, phase)
 
-    return Cascade(recipe, {"refine": Method("refine", predict, network.multiple, "")})
+    return Cascade(recipe, {"refine": Method("refine", predict, network.multiple, "", device)})
 
 
 def convolutions(run: Callable[[], object]) -> list[tuple[nn.Conv2d, Tensor]]:

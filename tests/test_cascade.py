@@ -113,6 +113,22 @@ def test_bf16_predicts_within_a_few_hu_of_exact():
     assert 0 < apart.max() <= 6 and apart[plain > -1000].mean() < 0.5
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("average", [True, False])
+def test_a_gpu_predicts_what_a_cpu_does_and_twice_the_same(average):
+    """In parts of several triplets, the last of them short."""
+    draw = np.random.default_rng(0)
+    plain = np.full((19, 512, 512), -1000, np.int16)
+    plain[:, 64:448, 64:448] = draw.normal(40, 20, (19, 384, 384))
+    volume = Volume(plain, (3.0, 0.75, 0.75))
+    on_cpu = Cascade.load(SHIPPED, precision="bf16").predict(volume, average=average, breaks=(5,))
+    on_gpu = Cascade.load(SHIPPED, "cuda")
+    made, again = (on_gpu.predict(volume, average=average, breaks=(5,)).hu for _ in range(2))
+    apart = np.abs(on_cpu.hu.astype(np.int32) - made)
+    assert np.array_equal(made, again)
+    assert apart.max() <= 8 and apart[plain > -1000].mean() < 0.5
+
+
 def test_auto_is_bf16_where_the_device_computes_in_it_and_exact_elsewhere():
     network = prepared(shipped_network(), "cpu", "auto")
     expected = torch.bfloat16 if computes_bf16("cpu") else torch.float32

@@ -31,6 +31,8 @@ from dyefreenet.train.state import load_weights
 PREDICTORS = ("unet", "pix2pix", "primary_scratch", "primary", "refine")
 WEIGHTS = "weights/generator.safetensors"  # below a step's folder
 
+PIXELS_AT_ONCE = 16 * 512 * 512  # of a slice times triplets, on a GPU
+
 Precision = Literal["auto", "exact", "bf16"]  # of the networks; HU are float32 whichever it is
 
 
@@ -39,9 +41,11 @@ class Method:
     """One row of the final table: full-size triplets in, virtual slices out."""
 
     name: str
-    predict: Callable[[Tensor, Tensor], Tensor]  # [B, 3, H, W] and phases [B] to [B, 1 or 3, H, W]
+    # [B, 3, H, W] and phases [B] to [B, 1 or 3, H, W], all on the device
+    predict: Callable[[Tensor, Tensor], Tensor]
     multiple: int  # of which H and W must be
     weights_sha256: str
+    device: str = "cpu"  # that triplets have to be on
     phases: tuple[Phase, ...] = ("arterial",)  # that it can make
 
 
@@ -121,34 +125,33 @@ class Cascade:
         chosen, phase = self.method(method), phase or self.recipe.ingest.phase
         self.require_phase(method, phase)
         average = self.recipe.grid.average_overlap if average is None else average
-        source = volume.hu
+        source = torch.from_numpy(volume.hu.copy()).to(chosen.device)
         total = len(source)
-        change = np.zeros(source.shape, np.float32)
-        votes = np.zeros(total, np.float32)
-        for z in range(total):
-            places = neighbours(z, total, breaks)
-            changes = self._changes(
-                source[places].astype(np.float32), volume.spacing[1:], chosen, phase, average
-            )
-            if len(changes) == 1:
-                change[z], votes[z] = changes[0], 1
-            else:  # G4: a slice is predicted by each triplet that holds it, an end by two places
-                for place in sorted(set(places)):
-                    change[place] += changes[place - z + 1]
+        predicted = torch.zeros(source.shape, device=chosen.device)
+        votes = torch.zeros(total, 1, 1)
+        for first in range(0, total, at_once := _triplets_at_once(source)):
+            middles = range(first, min(first + at_once, total))
+            places = [neighbours(z, total, breaks) for z in middles]
+            triplets = source[torch.tensor(places)]
+            changes = self._changes(triplets, volume.spacing[1:], chosen, phase, average)
+            for z, three, change in zip(middles, places, changes, strict=True):
+                # G4: a slice is predicted by each triplet that holds it, an end by two places.
+                for place in [z] if len(change) == 1 else sorted(set(three)):
+                    predicted[place] += change[0 if len(change) == 1 else place - z + 1]
                     votes[place] += 1
-            tick(z + 1, total)
-        change /= votes[:, None, None]
-        change += source
-        predicted = change
-        broken = ~np.isfinite(predicted).all(axis=(1, 2))
+            tick(middles[-1] + 1, total)
+        predicted /= votes.to(chosen.device)
+        predicted += source
+        broken = ~torch.isfinite(predicted).flatten(1).all(dim=1)
         if broken.any():  # as whole numbers they would be HU like any other
             raise InputError(
                 f"{method}: expected finite HU in every predicted slice, found NaN or infinity in "
-                f"{int(broken.sum())} of {total}, first in slice {int(np.argmax(broken))}"
+                f"{int(broken.sum())} of {total}, first in slice {int(broken.int().argmax())}"
             )
+        virtual = predicted.round_().to(torch.int16).cpu().numpy()
         if volume.padding is not None:
-            predicted[volume.padding] = source[volume.padding]
-        return volume.with_hu(np.rint(predicted).astype(np.int16))
+            virtual[volume.padding] = volume.hu[volume.padding]
+        return volume.with_hu(virtual)
 
     def predict_grid(self, plain: NDArray[np.int16], method: str) -> NDArray[np.int16]:
         """The same on slices that already lie on the training grid, int16 HU [Z, H, W]."""
@@ -157,18 +160,18 @@ class Cascade:
 
     def _changes(
         self,
-        triplet: NDArray[np.float32],
+        triplets: Tensor,
         pixel: tuple[float, float],
         method: Method,
         phase: Phase,
         average: bool,
-    ) -> NDArray[np.float32]:
-        """What the contrast agent would add, HU [n, H, W].
+    ) -> Tensor:
+        """What the contrast agent would add to triplets in HU, [B, 3, H, W]: HU [B, n, H, W].
 
         n is 3 where overlapping predictions are averaged, else 1: the middle slice.
         """
         grid = self.recipe.grid
-        height, width = triplet.shape[1:]
+        count, _, height, width = triplets.shape
         size = (height, width)
         if grid.pixel_mm is not None:
             size = (
@@ -176,11 +179,12 @@ class Cascade:
                 max(round(width * pixel[1] / grid.pixel_mm), 1),
             )
         with torch.inference_mode():
-            own = torch.from_numpy(triplet)[None]
+            own = triplets.float()
             seen = resize(own, size)
             padded = pad_to(seen, 2 * method.multiple)
             plain = hu.to_network(padded, grid.window)
-            virtual = method.predict(plain, torch.tensor([PHASES.index(phase)]))
+            wanted = torch.full((count,), PHASES.index(phase), device=own.device)
+            virtual = method.predict(plain, wanted)
             every = slice(1, 2)
             if virtual.shape[1] == 3:
                 every = slice(None) if average else every
@@ -189,8 +193,14 @@ class Cascade:
             change = resize(change[:, :, : size[0], : size[1]], (height, width))
             # Outside the window the input keeps its value: air and dense bone take no contrast.
             low, high = grid.window
-            inside = (own[:, every] > low) & (own[:, every] < high)
-            return (change * inside)[0].numpy()
+            return change * ((own[:, every] > low) & (own[:, every] < high))
+
+
+def _triplets_at_once(source: Tensor) -> int:
+    """One on a CPU, whose caches hold one; as many as fill a GPU."""
+    if not source.is_cuda:
+        return 1
+    return max(PIXELS_AT_ONCE // source[0].numel(), 1)
 
 
 def spread(
@@ -220,13 +230,15 @@ def spread(
     guesses: dict[int, list[NDArray[np.float32]]] = {}  # of the slices that are being predicted
     for z in range(total):
         places = neighbours(z, total, breaks)
-        triplet = volume.hu[places].astype(np.float32)
+        triplet = volume.hu[places]
         for cascade in cascades:
             chosen, wanted = cascade.method(method), phase or cascade.recipe.ingest.phase
             cascade.require_phase(method, wanted)
             for sense in (1, -1):
-                given = np.ascontiguousarray(triplet[:, :, ::sense])
-                changes = cascade._changes(given, volume.spacing[1:], chosen, wanted, True)
+                seen = np.ascontiguousarray(triplet[None, :, :, ::sense])
+                given = torch.from_numpy(seen).to(chosen.device)
+                made = cascade._changes(given, volume.spacing[1:], chosen, wanted, True)
+                changes = made[0].cpu().numpy()
                 for place in [z] if len(changes) == 1 else sorted(set(places)):
                     change = changes[0 if len(changes) == 1 else place - z + 1][:, ::sense]
                     guesses.setdefault(place, []).append(change)
@@ -308,13 +320,13 @@ def _method(
         predict = partial((refine if name == "refine" else primary).predict, nets, grid=grid)
 
     def virtual(plain: Tensor, phase: Tensor) -> Tensor:
-        given = plain.to(device, memory_format=torch.channels_last)
-        return predict(given, phase=phase.to(device)).cpu().contiguous()
+        return predict(plain.to(memory_format=torch.channels_last), phase=phase).contiguous()
 
     return Method(
         name,
         virtual,
         made.multiple,
         manifest["files"][WEIGHTS],
+        device,
         recipe.phases(name),
     )

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""The platform's sweep without Ray: small trainings that share one GPU, or the cores.
+
+    python benchmarks/search.py --out FOLDER [--trials 24] [--methods unet pix2pix cascade]
+
+Space, first trial (the recipe's own settings), aims and choice are the sweep's
+(``dyefreenet.space``), and Optuna draws; patients and trainings are those of ``quality.py``. Every
+method has as many trials and each is trained to its end. The patients of ``choose`` choose.
+FOLDER/plan.yaml is ``plans/tuned.yaml`` with what was found, so that others judge it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import optuna
+import quality
+import safetensors.torch
+import torch
+import yaml
+
+from dyefreenet import recipes
+from dyefreenet.data.slices import in_order
+from dyefreenet.space import AIMS, METHODS, Range, best_of, default_space, starting_point
+from dyefreenet.stages import STAGES
+from dyefreenet.train.loop import validate
+
+PLAN = Path(__file__).parent / "plans" / "tuned.yaml"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="A sweep without Ray.")
+    parser.add_argument("--out", required=True)
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=("cascade", "pix2pix", "unet")
+    )
+    parser.add_argument("--trials", type=int, default=24, help="of each method")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--further", type=int, default=48, help="patients to choose by")
+    parser.add_argument("--set", nargs="*", default=(), help="changes of the plan's recipe")
+    options = parser.parse_args(words)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    plan = yaml.safe_load(PLAN.read_text())
+    name = plan["data"]["recipe"]
+    data = recipes.load(name, [*plan["data"].get("set", ()), *options.set])
+    began = time.time()
+    quality.make_all(data, options.further, options.processes)
+    print(f"patients made in {time.time() - began:.0f} s", flush=True)
+    context = multiprocessing.get_context("fork")  # to share the patients
+    with ProcessPoolExecutor(options.processes, context) as pool:
+        if "cascade" in options.methods:  # all trials share it, as a sweep's do
+            pool.submit(train_ssl, name, options.set, str(out)).result()
+        for method in options.methods:
+            began = time.time()
+            rows = search(
+                pool, method, name, options.set, options.trials, options.processes, str(out)
+            )
+            best = rows[best_of(rows)]
+            print(f"{method}: {len(rows)} trials in {time.time() - began:.0f} s")
+            for title, row in (("own settings", rows[0]), ("the best", best)):
+                figures = ", ".join(f"{aim.title} {row[aim.figure]:.4g}" for aim in AIMS)
+                print(f"  {title}: {figures}; {row['values']}", flush=True)
+            plan["trainings"] += [found(method, name, best["values"])]
+            plan["compare"] = [*plan.get("compare", ()), *compared(method)]
+            (out / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False, width=140))
+
+
+def found(method: str, recipe: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The row of a plan that trains a method with what was found, by three seeds."""
+    stages = list(METHODS[method])
+    row = {"name": f"{method} tuned", "recipe": recipe, "stages": stages, "seeds": [0, 1, 2]}
+    if method == "cascade":
+        row |= {"stages": ["ssl", *stages], "score": stages}
+    return row | {"set": [f"{field}={_short(value)}" for field, value in values.items()]}
+
+
+def compared(method: str) -> list[list[str]]:
+    last = ": refine" if method == "cascade" else ""
+    return [[f"{method} tuned{last}", f"{method} {other}{last}"] for other in ("demo", "paper")]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# ---- trials --------------------------------------------------------------------------------------
+
+
+def search(
+    pool: ProcessPoolExecutor,
+    method: str,
+    recipe: str,
+    changes: Sequence[str],
+    trials: int,
+    at_once: int,
+    out: str,
+) -> list[dict[str, Any]]:
+    """Trials in the order of their numbers, each with what it tried and the figures of ``AIMS``."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = default_space(method)
+    # Many run side by side: what still runs counts as bad, so that no two try the same.
+    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True)
+    directions = ["minimize" if aim.mode == "min" else "maximize" for aim in AIMS]
+    study = optuna.create_study(sampler=sampler, directions=directions)
+    own = starting_point(space, recipes.load(recipe, changes))
+    if own:
+        study.enqueue_trial(own)
+    running: dict[Future[dict[str, float]], tuple[optuna.Trial, dict[str, Any]]] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    asked = 0
+    while asked < trials or running:
+        while asked < trials and len(running) < at_once:
+            drawn = study.ask()
+            values = {name: suggested(drawn, name, one) for name, one in space.items()}
+            running[pool.submit(trial, method, recipe, changes, values, out)] = (drawn, values)
+            asked += 1
+        for ended in wait(running, return_when=FIRST_COMPLETED).done:
+            drawn, values = running.pop(ended)
+            try:
+                figures = ended.result()
+            except FloatingPointError as error:  # it diverged
+                print(f"  {method} trial {drawn.number}: {str(error)[:120]}", flush=True)
+                study.tell(drawn, state=optuna.trial.TrialState.FAIL)
+                continue
+            study.tell(drawn, [figures[aim.figure] for aim in AIMS])
+            rows[drawn.number] = {"values": values} | figures
+            with open(Path(out) / "trials.jsonl", "a") as file:
+                told = {"method": method, "trial": drawn.number} | rows[drawn.number]
+                file.write(json.dumps(told) + "\n")
+    return [rows[number] for number in sorted(rows)]
+
+
+def suggested(drawn: optuna.Trial, name: str, one: Range) -> Any:
+    if one.kind == "choice":
+        return drawn.suggest_categorical(name, one.values)
+    low, high = one.values
+    if one.kind == "whole":
+        return drawn.suggest_int(name, low, high)
+    return drawn.suggest_float(name, low, high, log=one.kind == "log")
+
+
+def trial(
+    method: str, recipe: str, changes: Sequence[str], values: dict[str, Any], out: str
+) -> dict[str, float]:
+    """One training to its end, and its figures on the patients that choose."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tried = recipes.change(recipes.load(recipe, changes), values)
+    weights = {}
+    if method == "cascade":
+        weights["ssl"] = safetensors.torch.load_file(Path(out) / "ssl.safetensors")
+    for stage in METHODS[method]:
+        state = quality.train(tried, stage, device, weights)
+        weights[stage] = state.as_used().networks["generator"].state_dict()
+    spec = STAGES[stage]
+    config = spec.config(tried)
+    held_out = (slab for record, slab in quality.SLABS.values() if record.split == "choose")
+    batches = in_order(held_out, config.batch)
+    return validate(spec.code, state.as_used(), batches, config, tried.grid, device)
+
+
+def train_ssl(recipe: str, changes: Sequence[str], out: str) -> None:
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state = quality.train(recipes.load(recipe, changes), "ssl", device, {})
+    weights = state.as_used().networks["generator"].state_dict()
+    content = {name: value.cpu().contiguous() for name, value in weights.items()}
+    safetensors.torch.save_file(content, Path(out) / "ssl.safetensors")
+
+
+if __name__ == "__main__":
+    main()
