@@ -26,6 +26,7 @@ On a GPU, in seconds that pass: primary and refine with one triplet at a time an
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -141,6 +142,7 @@ def speed_on_gpu(folder: Folder, rounds: int) -> None:
         "bf16, 1": (auto := Cascade.load(folder, "cuda"), 1),
         "bf16, 4": (auto, 4),
         "bf16, 16": (auto, 16),
+        "compiled, 16": (compiled := Cascade.load(folder, "cuda", compiled=True), 16),
     }
     side = round(384 / auto.recipe.grid.pixel_mm) if auto.recipe.grid.pixel_mm else SIZE
     triplets, phases = torch.rand(16, 3, side, side) * 2 - 1, torch.ones(16, dtype=torch.int64)
@@ -160,9 +162,10 @@ def speed_on_gpu(folder: Folder, rounds: int) -> None:
             if name not in cascade.methods:
                 continue
             network, given = cascade.method(name).predict, (triplets[:count], phases[:count])
+            # Without inference mode: there a convolution is one operator with what it consists of.
+            with torch.no_grad(), Counter() as counter:
+                auto.method(name).predict(*given)
             with torch.inference_mode():
-                with Counter() as counter:
-                    network(*given)
                 taken = [gpu_seconds(network, *given) for _ in range(rounds + 3)][3:]
             seconds = statistics.median(taken)
             least = [max(f / matrix_rate, b / copy_rate) / 1e9 for f, b in counter.calls]
@@ -171,13 +174,15 @@ def speed_on_gpu(folder: Folder, rounds: int) -> None:
             shares = f"{sum(least) / seconds:.0%}, {sum(alone) / seconds:.0%}"
             print(
                 f"  {way:14} {seconds / count * 1000:8.3f} {flop / seconds / 1e12:12.1f}      "
-                + (shares if "bf16" in way else "")
+                + (shares if way.startswith(("bf16", "compiled")) else "")
             )
     hu = np.random.default_rng(0).integers(-200, 400, (64, SIZE, SIZE), np.int16)
     volume = Volume(hu, (3.0, 384 / SIZE, 384 / SIZE))
-    for name in ("primary", "refine"):
-        taken = [gpu_seconds(auto.predict, volume, name) for _ in range(rounds)][1:]
-        print(f"{name}, all of a slice: {statistics.median(taken) / len(hu) * 1000:.2f} ms")
+    for name, way in itertools.product(("primary", "refine"), ("auto", "compiled")):
+        cascade = compiled if way == "compiled" else auto
+        taken = [gpu_seconds(cascade.predict, volume, name) for _ in range(rounds)][1:]
+        told = statistics.median(taken) / len(hu) * 1000
+        print(f"{name}, {way}, all of a slice: {told:.2f} ms")
 
 
 def gpu_seconds(run: Callable[..., object], *given: object) -> float:

@@ -57,12 +57,21 @@ class Cascade:
         self.methods = methods
 
     @classmethod
-    def load(cls, folder: Folder, device: str = "cpu", precision: Precision = "auto") -> Cascade:
+    def load(
+        cls,
+        folder: Folder,
+        device: str = "cpu",
+        precision: Precision = "auto",
+        compiled: bool = False,
+    ) -> Cascade:
         """Methods whose steps are finished, ready to predict as fast as the device can.
 
         Args:
             precision: ``exact`` is float32, the same figures on every CPU but for rounding;
                 ``auto`` is bf16 where the device computes in it, else ``exact``.
+            compiled: Networks are fused by ``torch.compile`` when they first run, and anew when
+                slices of another size come. It needs a C compiler, and moves what is predicted by
+                as much as rounding does.
 
         Raises:
             InputError: The folder holds no recipe or no trained method.
@@ -76,7 +85,7 @@ class Cascade:
         for name in PREDICTORS:
             manifest = (folder / name).manifest()
             if manifest is not None:
-                methods[name] = _method(name, recipe, folder, manifest, device, precision)
+                methods[name] = _method(name, recipe, folder, manifest, device, precision, compiled)
         if not methods:
             raise InputError(
                 f"{folder}: expected a trained step ({', '.join(PREDICTORS)}), found none"
@@ -132,9 +141,10 @@ class Cascade:
         for first in range(0, total, at_once := _triplets_at_once(source)):
             middles = range(first, min(first + at_once, total))
             places = [neighbours(z, total, breaks) for z in middles]
-            triplets = source[torch.tensor(places)]
+            given = places + places[-1:] * (at_once - len(places))  # one size is compiled once
+            triplets = source[torch.tensor(given)]
             changes = self._changes(triplets, volume.spacing[1:], chosen, phase, average)
-            for z, three, change in zip(middles, places, changes, strict=True):
+            for z, three, change in zip(middles, places, changes, strict=False):
                 # G4: a slice is predicted by each triplet that holds it, an end by two places.
                 for place in [z] if len(change) == 1 else sorted(set(three)):
                     predicted[place] += change[0 if len(change) == 1 else place - z + 1]
@@ -292,6 +302,7 @@ def _method(
     manifest: dict[str, Any],
     device: str,
     precision: Precision,
+    compiled: bool,
 ) -> Method:
     config = STAGES[name].config(recipe)
     grid: GridConfig = recipe.grid
@@ -305,7 +316,10 @@ def _method(
                 f"{folder / step}/{WEIGHTS}: expected weights of the recipe's network, found "
                 f"others: {reason}"
             ) from error
-        return prepared(blank, device, precision)
+        prepared(blank, device, precision)
+        if compiled:
+            blank.compile()
+        return blank
 
     made: nn.Module
     if isinstance(config, BaselineConfig):

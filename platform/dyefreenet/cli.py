@@ -310,6 +310,12 @@ def _parser() -> argparse.ArgumentParser:
         help="average what the triplets that hold a slice predict for it (default: as trained)",
     )
     generate.add_argument(
+        "--compile",
+        action="store_true",
+        help="fuse the networks with torch.compile: half a minute more at the start, faster on a "
+        "GPU (needs a C compiler there)",
+    )
+    generate.add_argument(
         "--burn-in", action="store_true", help="draw the warning into the pixels, too"
     )
     generate.add_argument(
@@ -721,6 +727,7 @@ def _generate(options: argparse.Namespace) -> None:
         banner=options.burn_in,
         output=options.format,
         any_phase=options.any_phase,
+        compiled=options.compile,
         check=not options.no_check,
     )
     runs = tuple(options.run or [SHIPPED])

@@ -119,6 +119,7 @@ class GenerateConfig(Frozen):
     banner: bool = False  # the warning is drawn into the pixels, too
     output: Literal["dicom", "zip", "nifti", "png"] = "dicom"
     any_phase: bool = False  # take a series that shows contrast agent, or that a network made
+    compiled: bool = False  # networks fused by torch.compile, which pays on a GPU
     check: bool = True  # look at blood, soft tissue and flicker of each series
     seconds: PositiveFloat = 900.0  # that reading or writing a series may take
     memory_gib: PositiveFloat = 12.0  # the same

@@ -124,7 +124,10 @@ def load(
     """The trained networks, on a device; ``tick`` is told slices done and in all of a series."""
     from dyefreenet import cascade as networks  # here: a run with nothing to do loads no torch
 
-    cascades = [networks.Cascade.load(folder_of(run), device) for run in model.runs]
+    cascades = [
+        networks.Cascade.load(folder_of(run), device, compiled=config.compiled)
+        for run in model.runs
+    ]
     name, phase = config.method, model.phase
 
     class Trained:
