@@ -267,6 +267,15 @@ def _mean(rows: list[dict[str, Any]], metric: str, protocol: str, region: str) -
 # ---- all of them ---------------------------------------------------------------------------------
 
 
+def run_all(
+    pool: ProcessPoolExecutor, plan: dict[str, Any], out: Path, device: str | None, until: float
+) -> None:
+    common = {"splits": plan["splits"], "protocols": plan["protocols"]}
+    jobs = [common | job | {"seed": seed} for job in plan["trainings"] for seed in job["seeds"]]
+    for one in [pool.submit(run, job, str(out), device, until) for job in jobs]:
+        print(one.result(), flush=True)
+
+
 def show(rows: list[dict[str, Any]], compared: Sequence[Sequence[str]]) -> None:
     """Means over patients and seeds, the standard deviation of seeds, and the differences."""
     wanted = [row for row in rows if (row["metric"], row["protocol"], row["region"]) in SHOWN]
@@ -316,12 +325,9 @@ def main(words: Sequence[str] | None = None) -> None:
         began = time.time()
         make_all(data, options.further, options.processes)
         print(f"{len(SLABS)} patients and chests made in {time.time() - began:.0f} s", flush=True)
-        common = {"splits": plan["splits"], "protocols": plan["protocols"]}
-        jobs = [common | job | {"seed": seed} for job in plan["trainings"] for seed in job["seeds"]]
         context = multiprocessing.get_context("fork")  # to share the patients
         with ProcessPoolExecutor(options.processes, context) as pool:
-            for one in [pool.submit(run, job, str(out), options.device, until) for job in jobs]:
-                print(one.result(), flush=True)
+            run_all(pool, plan, out, options.device, until)
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     show(rows, plan.get("compare", ()))
 

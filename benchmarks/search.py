@@ -3,16 +3,18 @@
 
     python benchmarks/search.py --out FOLDER [--trials 24] [--methods unet pix2pix cascade]
 
-Space, first trial (the recipe's own settings), aims and choice are the sweep's
-(``dyefreenet.space``), and Optuna draws; patients and trainings are those of ``quality.py``. Every
-method has as many trials and each is trained to its end. The patients of ``choose`` choose.
-FOLDER/plan.yaml is ``plans/tuned.yaml`` with what was found, so that others judge it.
+First trial (the recipe's own settings), aims and choice are the sweep's (``dyefreenet.space``), and
+Optuna draws; the space is the sweep's and some fields more. Patients and trainings are those of
+``quality.py``. Every method has as many trials and each is trained to its end. The patients of
+``choose`` choose. FOLDER/plan.yaml is ``plans/tuned.yaml`` with what was found; it is trained then,
+and judged by the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -29,7 +31,7 @@ import yaml
 
 from dyefreenet import recipes
 from dyefreenet.data.slices import in_order
-from dyefreenet.space import AIMS, METHODS, Range, best_of, default_space, starting_point
+from dyefreenet.space import AIMS, METHODS, Range, Space, best_of, default_space, starting_point
 from dyefreenet.stages import STAGES
 from dyefreenet.train.loop import validate
 
@@ -44,7 +46,10 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--trials", type=int, default=24, help="of each method")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--further", type=int, default=48, help="patients to choose by")
+    parser.add_argument(
+        "--further", type=int, default=48, help="patients to choose by, and to judge by"
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="of a method's search at most")
     parser.add_argument("--set", nargs="*", default=(), help="changes of the plan's recipe")
     options = parser.parse_args(words)
     out = Path(options.out)
@@ -61,9 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
             pool.submit(train_ssl, name, options.set, str(out)).result()
         for method in options.methods:
             began = time.time()
-            rows = search(
-                pool, method, name, options.set, options.trials, options.processes, str(out)
-            )
+            rows = search(pool, method, name, str(out), options)
             best = rows[best_of(rows)]
             print(f"{method}: {len(rows)} trials in {time.time() - began:.0f} s")
             for title, row in (("own settings", rows[0]), ("the best", best)):
@@ -72,6 +75,9 @@ def main(words: Sequence[str] | None = None) -> None:
             plan["trainings"] += [found(method, name, best["values"])]
             plan["compare"] = [*plan.get("compare", ()), *compared(method)]
             (out / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False, width=140))
+        quality.run_all(pool, plan, out, None, math.inf)
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    quality.show(rows, plan["compare"])
 
 
 def found(method: str, recipe: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -96,32 +102,26 @@ def _short(value: Any) -> str:
 
 
 def search(
-    pool: ProcessPoolExecutor,
-    method: str,
-    recipe: str,
-    changes: Sequence[str],
-    trials: int,
-    at_once: int,
-    out: str,
+    pool: ProcessPoolExecutor, method: str, recipe: str, out: str, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Trials in the order of their numbers, each with what it tried and the figures of ``AIMS``."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = default_space(method)
+    space = wide_space(method)
     # Many run side by side: what still runs counts as bad, so that no two try the same.
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True)
     directions = ["minimize" if aim.mode == "min" else "maximize" for aim in AIMS]
     study = optuna.create_study(sampler=sampler, directions=directions)
-    own = starting_point(space, recipes.load(recipe, changes))
+    own = starting_point(space, recipes.load(recipe, options.set))
     if own:
         study.enqueue_trial(own)
     running: dict[Future[dict[str, float]], tuple[optuna.Trial, dict[str, Any]]] = {}
     rows: dict[int, dict[str, Any]] = {}
-    asked = 0
-    while asked < trials or running:
-        while asked < trials and len(running) < at_once:
+    asked, until = 0, time.time() + 60 * options.minutes
+    while running or (asked < options.trials and time.time() < until):
+        while asked < options.trials and len(running) < options.processes and time.time() < until:
             drawn = study.ask()
             values = {name: suggested(drawn, name, one) for name, one in space.items()}
-            running[pool.submit(trial, method, recipe, changes, values, out)] = (drawn, values)
+            running[pool.submit(trial, method, recipe, options.set, values, out)] = (drawn, values)
             asked += 1
         for ended in wait(running, return_when=FIRST_COMPLETED).done:
             drawn, values = running.pop(ended)
@@ -137,6 +137,19 @@ def search(
                 told = {"method": method, "trial": drawn.number} | rows[drawn.number]
                 file.write(json.dumps(told) + "\n")
     return [rows[number] for number in sorted(rows)]
+
+
+def wide_space(method: str) -> Space:
+    """The sweep's own space and, for every method alike, what else is a matter of degree."""
+    space = default_space(method)
+    for stage in METHODS[method]:
+        space[f"{stage}.vessel_l1_weight"] = Range("uniform", (0.0, 12.0))
+        space[f"{stage}.ema"] = Range("choice", (0.0, 0.95, 0.98, 0.99))
+        if stage != "unet":
+            space[f"{stage}.adversarial_weight"] = Range("log", (1e-3, 1.0))
+        if method == "cascade":
+            space[f"{stage}.perceptual_weight"] = Range("log", (5e-3, 1.0))
+    return space
 
 
 def suggested(drawn: optuna.Trial, name: str, one: Range) -> Any:
