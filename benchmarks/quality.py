@@ -115,7 +115,9 @@ def make_all(recipe: Recipe, further: int, processes: int) -> None:
     asked = [("chest", index) for index in range(config.chests)]
     asked += [("patient", index) for index in range(config.patients)]
     asked += [("patient", first + i) for first in FURTHER.values() for i in range(further)]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("fork")
+    # One thread each: as many as there are cores in every process stand in each other's way.
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
         made = list(pool.map(partial(make_slab, config, recipe), *zip(*asked, strict=True)))
     for (kind, index), (slab, body) in zip(asked, made, strict=True):
         split: str = split_of(slab.patient, recipe.ingest.validation, recipe.ingest.test)
