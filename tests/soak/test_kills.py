@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -14,16 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from disturbed import PATIENTS, digests
 
 from dyefreenet.store import Folder
 
 KILLS = 20
-PATIENTS = 12
 INGEST = """
 import json, sys
 from dyefreenet.config import GridConfig, IngestConfig
@@ -64,36 +59,6 @@ print(json.dumps(account))
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Patients with a plain and an arterial series each, noise about water."""
-    root = tmp_path_factory.mktemp("archive")
-    draw = np.random.default_rng(0)
-    for patient in range(PATIENTS):
-        for number, words in enumerate(("NATIV", "ART")):
-            series = f"1.2.{patient}.{number}"
-            for at in range(12):
-                ds = FileDataset("", {}, preamble=b"\0" * 128, file_meta=FileMetaDataset())
-                ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
-                ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{series}.{at + 1}"
-                ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-                ds.StudyInstanceUID, ds.SeriesInstanceUID = f"1.3.{patient}", series
-                ds.FrameOfReferenceUID, ds.Modality = f"1.4.{patient}", "CT"
-                ds.PatientID, ds.SeriesDescription = f"P{patient}", words
-                ds.ImageType, ds.InstanceNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], at + 1
-                ds.ImagePositionPatient = ["0", "0", str(3 * at)]
-                ds.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
-                ds.PixelSpacing, ds.Rows, ds.Columns = ["1", "1"], 128, 128
-                ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-                ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-                ds.RescaleSlope, ds.RescaleIntercept = "1", "-1024"
-                ds.PixelData = draw.integers(900, 1200, (128, 128)).astype(np.uint16).tobytes()
-                path = root / series / f"{at}.dcm"
-                path.parent.mkdir(exist_ok=True)
-                pydicom.dcmwrite(path, ds, enforce_file_format=True)
-    return root
-
-
 def start(archive: Path, target: str, program: str = INGEST) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program, str(archive), target],
@@ -118,16 +83,7 @@ def whole(archive: Path, target: str, program: str = INGEST) -> float:
     return time.monotonic() - began
 
 
-def digests(folder: Folder) -> dict[str, str]:
-    """Of all files, but those that hold times."""
-    return {
-        name: hashlib.sha256(folder.read(name)).hexdigest()
-        for name in folder.names()
-        if not name.startswith(("ledger", "records/", "job.json"))
-    }
-
-
-def disturbed(
+def runs_disturbed(
     archive: Path,
     target: str,
     seconds: float,
@@ -163,7 +119,7 @@ def end_worker(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("kill", [end_all, end_worker])
 def test_a_killed_driver_or_worker(archive, tmp_path, kill):
     seconds = whole(archive, str(tmp_path / "calm"))
-    assert disturbed(archive, str(tmp_path / "out"), seconds, kill) == KILLS
+    assert runs_disturbed(archive, str(tmp_path / "out"), seconds, kill) == KILLS
     whole(archive, str(tmp_path / "out"))
     assert digests(Folder(str(tmp_path / "out"))) == digests(Folder(str(tmp_path / "calm")))
 

@@ -320,7 +320,6 @@ def _rigid(moving: Volume, fixed: Volume) -> sitk.Transform:
     """Rotation and shift of greatest mutual information inside the body (Mattes et al. 2003)."""
     fixed_image, moving_image = (_shrunk(volume, RIGID_MM) for volume in (fixed, moving))
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(0.25, SEED)
@@ -339,10 +338,15 @@ def _rigid(moving: Volume, fixed: Volume) -> sitk.Transform:
     start = sitk.Euler3DTransform()
     start.SetCenter(centre)
     method.SetInitialTransform(start, inPlace=False)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    # So that sums run in one order: the method's own SetNumberOfThreads does not reach its metric.
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         return method.Execute(fixed_image, moving_image)
     except RuntimeError as error:  # "all samples map outside the moving image", for instance
         raise SeriesError("registration", "the rigid search lost the overlap") from error
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _deformable(
