@@ -25,6 +25,7 @@ from dyefreenet.store import PROGRESS, Folder, fingerprint
 
 STEP = "sweep"  # folder of the run
 VALUES = "values.json"  # what a trial tries
+GIVEN_UP = "given_up.json"  # why no node can train it
 EPOCHS = "trial_epoch"  # of all stages of a trial together
 
 
@@ -118,7 +119,13 @@ def _run_trials(
 
     def trial(drawn: dict[str, Any]) -> None:
         own = target / f"trial-{tune.get_context().get_trial_id()}"
-        _train_trial(recipes.validate(values), run, own, method, drawn, resources, share)
+        if own.exists(GIVEN_UP):  # Tune tries it again, as if its node had been lost
+            raise DyeFreeNetError(own.read_json(GIVEN_UP)["error"])
+        try:
+            _train_trial(recipes.validate(values), run, own, method, drawn, resources, share)
+        except DyeFreeNetError as error:
+            own.write_json(GIVEN_UP, {"error": str(error)})
+            raise
 
     class Told(tune.Callback):
         """Says how each trial does; Tune keeps it with the sweep, so it holds plain values only."""
@@ -188,7 +195,11 @@ def _run_trials(
             trial_dirname_creator=lambda one: one.trial_id,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=target.uri, verbose=0, callbacks=[Told()]
+            name="tune",
+            storage_path=target.uri,
+            verbose=0,
+            callbacks=[Told()],
+            failure_config=tune.FailureConfig(max_failures=3),  # a trial goes on elsewhere
         ),
     )
     return tuner.fit()
