@@ -15,10 +15,10 @@ from dyefreenet.store import Folder
 PATIENTS = 12
 
 
-def write_archive(root: Path) -> None:
+def write_archive(root: Path, patients: int = PATIENTS) -> None:
     """Patients with a plain and an arterial series each, noise about water."""
     draw = np.random.default_rng(0)
-    for patient in range(PATIENTS):
+    for patient in range(patients):
         for number, words in enumerate(("NATIV", "ART")):
             series = f"1.2.{patient}.{number}"
             for at in range(12):

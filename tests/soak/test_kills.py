@@ -150,15 +150,20 @@ def test_a_killed_driver_or_actor_of_generation(archive, tmp_path, kill):
         assert digests(Folder(str(out))) == digests(Folder(str(calm)))
 
 
-def test_a_killed_s3_server(archive, own_store):
-    seconds = whole(archive, "s3://scans/calm")
+@pytest.mark.parametrize("program", [INGEST, GENERATE], ids=["ingest", "generation"])
+def test_a_killed_s3_server(archive, own_store, program):
+    calm = Folder("s3://scans/calm")
+    seconds = whole(archive, calm.uri, program)
+    draw = random.Random(2)
     for number in range(4):  # a new place each time, or there would be nothing left to do
-        place = f"s3://scans/out{number}"
+        place = Folder(f"s3://scans/out{number}")
+        if program is GENERATE:
+            place.write("job.json", calm.read("job.json"))  # its date
         for _ in range(KILLS // 4):
-            process = start(archive, place)
-            time.sleep(random.uniform(0.1, 1.0) * seconds)
+            process = start(archive, place.uri, program)
+            time.sleep(draw.uniform(0.1, 1.0) * seconds)
             own_store.stop(kill=True)
             own_store.start()
             process.communicate(timeout=300)
-        whole(archive, place)
-        assert digests(Folder(place)) == digests(Folder("s3://scans/calm"))
+        whole(archive, place.uri, program)
+        assert digests(place) == digests(calm)
