@@ -73,7 +73,9 @@ def test_a_sweep_reads_no_test_patient_outlives_a_bad_trial_and_leaves_a_recipe(
     place, environment = run
     space = space_file(tmp_path, "unet.lr: {choice: [0.002, 1.0e+30]}\n")
     words = ["sweep", "--method", "unet", "--space", space, "--trials", "3"]
-    out = drive(environment, *words).stdout
+    done = drive(environment, *words)
+    out = done.stdout
+    assert "best so far" in done.stderr
     found = json.loads((place / "sweep" / "unet" / "trials.json").read_text())
     rows = found["trials"]
     by_rate = {row["values"]["unet.lr"]: row for row in rows}

@@ -154,6 +154,8 @@ def _run_trials(
         def on_trial_complete(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
             self.say(trials, trial, "ended")
             self.note(trials, trial, "TERMINATED")
+            results = [one.last_result or {} for one in trials]
+            Progress().say("sweep", standing(results, epochs))
 
         def on_trial_error(self, iteration, trials, trial, **info):  # type: ignore[no-untyped-def]
             self.say(trials, trial, "failed; the others go on")
@@ -384,6 +386,22 @@ def _curve(result: Any) -> list[list[float]]:
     return [[float(epoch), float(value)] for epoch, value in pairs.itertuples(index=False)]
 
 
+def standing(results: Sequence[dict[str, Any]], epochs: int) -> str:
+    """The best five trials so far, for a terminal while a sweep goes on.
+
+    Args:
+        results: What each trial last told, empty if nothing yet.
+    """
+    told = [(number, one) for number, one in enumerate(results, 1) if AIMS[0].figure in one]
+    sign = 1 if AIMS[0].mode == "min" else -1
+    told.sort(key=lambda entry: sign * entry[1][AIMS[0].figure])
+    lines = [["trial", "epoch", *(aim.title for aim in AIMS)]]
+    for number, one in told[:5]:
+        figures = [f"{one[aim.figure]:.4g}" if aim.figure in one else "-" for aim in AIMS]
+        lines.append([str(number), f"{one[EPOCHS]:g} of {epochs}", *figures])
+    return "\n".join(["best so far, by the first figure:", *_columns(lines, " " * 17)])
+
+
 def table_text(found: dict[str, Any]) -> str:
     """The trials of a summary, for a terminal."""
     heads = ["trial", "state", "epochs", *(aim["title"] for aim in found["aims"]), "settings"]
@@ -397,13 +415,17 @@ def table_text(found: dict[str, Any]) -> str:
         settings = ", ".join(f"{name}={_short(value)}" for name, value in row["values"].items())
         state = f"{row['state']} {mark}".strip()
         lines.append([str(number + 1), state, f"{row['epochs']:g}", *figures, settings])
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    shown = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [heads, *lines]
-    ]
     saved = f"early stopping saved {100 * found['epochs_saved']:.0f} % of the epochs"
-    return "\n".join([*shown, saved])
+    return "\n".join([*_columns([heads, *lines]), saved])
+
+
+def _columns(lines: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        indent
+        + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def _study(found: dict[str, Any], space: Space) -> tuple[bytes, dict[str, float]]:
