@@ -716,7 +716,7 @@ def _generate(options: argparse.Namespace) -> None:
     from dyefreenet import runtime
     from dyefreenet.generation.batch import Workers, generate_archive
     from dyefreenet.generation.select import read_selection
-    from dyefreenet.generation.series import SHIPPED, model_of
+    from dyefreenet.generation.series import SHIPPED, Device, model_of
 
     _require_positive(options, "limit", "actors", "cpus")
     config = GenerateConfig(
@@ -751,6 +751,7 @@ def _generate(options: argparse.Namespace) -> None:
         runtime.connect(options.verbose)
         return Workers(*runtime.actors(options.gpu, options.cpus, options.actors))
 
+    devices: dict[str, Device] = {"auto": "auto", "yes": "cuda", "no": "cpu"}
     progress, began = Progress(every=5.0), time.monotonic()
     target = Folder(options.output)
     account = generate_archive(
@@ -762,6 +763,7 @@ def _generate(options: argparse.Namespace) -> None:
         limit=options.limit,
         dry_run=options.dry_run,
         workers=workers,
+        device=devices[options.gpu],
         report=lambda unit, done, total: progress.tick("generate", done, total, unit),
     )
     if options.report and not options.dry_run:

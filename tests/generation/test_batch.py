@@ -26,10 +26,10 @@ from dyefreenet.config import GenerateConfig, Selection
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.images import image_axes, read_image, write_nifti
 from dyefreenet.data.volume import Volume, neighbours
-from dyefreenet.errors import ConfigError, InputError, StoreError
+from dyefreenet.errors import ConfigError, InputError, ResourceError, StoreError
 from dyefreenet.generation.batch import Workers, generate_archive, read_ledger
 from dyefreenet.generation.select import read_selection
-from dyefreenet.generation.series import model_of
+from dyefreenet.generation.series import load, model_of
 from dyefreenet.report.generated import write_generated
 from dyefreenet.store import Folder
 
@@ -71,6 +71,15 @@ def run(source, target, loader=lit, selection=None, **options):
         loader=loader,
         **known,
     )
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = GenerateConfig()
+    model = model_of(("shipped",), config)
+    with pytest.raises(ResourceError, match="--gpu: expected a GPU that torch can use, found none"):
+        load(model, config, "cuda")
+    assert load(model, config)  # auto
 
 
 def contents(folder):

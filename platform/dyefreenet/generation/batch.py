@@ -44,6 +44,7 @@ from dyefreenet.generation.series import (
     DONE,
     FAILED,
     REFUSED,
+    Device,
     Model,
     Network,
     Record,
@@ -115,6 +116,7 @@ def generate_archive(
     limit: int | None = None,
     dry_run: bool = False,
     workers: Callable[[int], Workers | None] = lambda series: None,
+    device: Device = "auto",
     loader: Load | None = None,
     report: Report = lambda unit, done, total: None,
 ) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def generate_archive(
         dry_run: Say what would be done; nothing is written.
         workers: Told how many series there are to do, it gives actors of a cluster that is joined;
             None: one after the other, here.
+        device: Where the networks are, if there are no workers.
         loader: Of the networks, by device; None: ``series.load``.
 
     Returns:
@@ -168,7 +171,8 @@ def generate_archive(
     found = already = len(chosen) - len(todo)
     task = _Task(target, model, config, made_on, loader)
     actors = workers(len(todo)) if todo else None
-    for record in _done_by(actors, task, [(row, marks[row.key]) for row in todo], report):
+    marked = [(row, marks[row.key]) for row in todo]
+    for record in _done_by(actors, device, task, marked, report):
         records[record["key"]] = record
         found += 1
         report("series", found, len(chosen))
@@ -311,7 +315,7 @@ class Worker:
     def __init__(
         self,
         task: _Task,
-        device: str,
+        device: Device,
         threads: int,
         tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -321,7 +325,7 @@ class Worker:
         self._turn.submit(self._load, device, threads, tick).result()
         self._own = threading.local()
 
-    def _load(self, device: str, threads: int, tick: Callable[[int, int], None]) -> None:
+    def _load(self, device: Device, threads: int, tick: Callable[[int, int], None]) -> None:
         import torch
 
         torch.set_num_threads(threads)
@@ -385,6 +389,7 @@ class _Actor:
 
 def _done_by(
     workers: Workers | None,
+    device: Device,
     task: _Task,
     items: Sequence[tuple[SeriesRow, str]],
     report: Report,
@@ -398,7 +403,7 @@ def _done_by(
         return
     if workers is None:
         tick = partial(report, "slices of a series")
-        worker = Worker(task, "cpu", os.cpu_count() or 1, tick)
+        worker = Worker(task, device, os.cpu_count() or 1, tick)
         for row, mark in items:
             yield worker.do(row, mark)
         return

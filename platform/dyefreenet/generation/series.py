@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from dyefreenet.config import GenerateConfig, Phase
 from dyefreenet.data.archive import SeriesRow
 from dyefreenet.data.guard import Failed, Guard
 from dyefreenet.data.volume import Volume
-from dyefreenet.errors import InputError, SeriesError, StoreError
+from dyefreenet.errors import InputError, ResourceError, SeriesError, StoreError
 from dyefreenet.generation.export import Making
 from dyefreenet.generation.work import finish, open_series, read_plain
 from dyefreenet.plan import TRAINED
@@ -38,6 +38,7 @@ SHIPPED = "shipped"  # the run that comes with the package
 BYTES_A_VOXEL = 20  # that a prediction takes at its peak: HU twice, the change in fp32, and masks
 
 Record = dict[str, Any]
+Device = Literal["auto", "cpu", "cuda"]  # auto: a GPU if there is one
 
 
 class Network(Protocol):
@@ -118,12 +119,25 @@ def model_of(runs: Sequence[str], config: GenerateConfig) -> Model:
 def load(
     model: Model,
     config: GenerateConfig,
-    device: str = "cpu",
+    device: Device = "auto",
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Network:
-    """The trained networks, on a device; ``tick`` is told slices done and in all of a series."""
-    from dyefreenet import cascade as networks  # here: a run with nothing to do loads no torch
+    """The trained networks, on a device; ``tick`` is told slices done and in all of a series.
 
+    Raises:
+        ResourceError: "cuda" was asked for, and torch finds no GPU.
+    """
+    import torch  # here: a run with nothing to do loads no torch
+
+    from dyefreenet import cascade as networks
+
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ResourceError(
+            "--gpu: expected a GPU that torch can use, found none; leave it out, or ask dyefreenet "
+            "doctor why"
+        )
+    device = "cuda" if there and device != "cpu" else "cpu"
     cascades = [
         networks.Cascade.load(folder_of(run), device, compiled=config.compiled)
         for run in model.runs
