@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import re
 import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dyefreenet.errors import ResourceError
+from dyefreenet.errors import DyeFreeNetError, ResourceError
 
 # Read by Ray when it is imported, here and in every worker, so they are set before.
 _SETTINGS = {
@@ -260,11 +262,51 @@ def hush(verbose: bool) -> None:
         return
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_data()
+
+
+def quiet_data() -> None:
+    """No bars and no plans from the Ray Data of this process, which may be a worker's."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def over_cluster(work: Any, items: Iterable[Any], wave: int, **options: Any) -> Iterator[Any]:
+    """Answers to items, in any order, as Ray Data maps them.
+
+    Args:
+        work: A function that gives ``answer_of`` a row, or a class of such objects, made once in
+            each actor.
+        wave: Items handed over at once, so that memory does not grow with their number. Each is a
+            block of its own, or memory would hold more of them than the cluster has CPUs.
+        options: Of ``Dataset.map``: CPUs, GPUs, actors.
+
+    Raises:
+        DyeFreeNetError: The first that work on an item raised; others may be done by then.
+    """
+    import ray.data
+
+    quiet_data()
+    waiting = iter(items)
+    while some := list(islice(waiting, wave)):
+        rows = [{"item": pickle.dumps(item)} for item in some]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work, **options)
+        for row in dataset.iter_rows():
+            answer = pickle.loads(row["answer"])  # of our own, from a few lines below
+            if isinstance(answer, DyeFreeNetError):
+                raise answer
+            yield answer
+
+
+def answer_of(work: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, bytes]:
+    """What work on a row of ``over_cluster`` gives; an error of ours travels as its answer."""
+    try:
+        return {"answer": pickle.dumps(work(pickle.loads(row["item"])))}
+    except DyeFreeNetError as error:  # a full disk, no credentials: no fault of the item
+        return {"answer": pickle.dumps(error)}
 
 
 @contextlib.contextmanager

@@ -15,14 +15,12 @@ and what ``books.py`` lists. Everything in them names series and patients by has
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache, partial
-from itertools import islice
 from typing import Any, TypeVar
 
 from dyefreenet.config import GridConfig, IngestConfig, Phase
@@ -33,8 +31,9 @@ from dyefreenet.data.cohort import Refused, evidence, pair, plain_only, silent, 
 from dyefreenet.data.guard import Failed, Guard
 from dyefreenet.data.prepare import Job, prepared, seen_phase
 from dyefreenet.data.shards import SlabRecord
-from dyefreenet.errors import DyeFreeNetError, InputError, SeriesError
+from dyefreenet.errors import InputError, SeriesError
 from dyefreenet.meters import measure, tell
+from dyefreenet.runtime import answer_of, over_cluster
 from dyefreenet.store import Folder, code_version, fingerprint
 
 WAVE = 512  # tasks handed to the cluster at once, so that memory does not grow with the archive
@@ -340,29 +339,7 @@ def spread(work: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[An
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         yield from map(work, items)
         return
-
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-
-    def task(row: dict[str, Any]) -> dict[str, bytes]:
-        try:  # pickles of our own, from a few lines below and above
-            return {"answer": pickle.dumps(work(pickle.loads(row["item"])))}
-        except DyeFreeNetError as error:  # a full disk, no credentials: no fault of the series
-            return {"answer": pickle.dumps(error)}
-
-    waiting = iter(items)
-    while wave := list(islice(waiting, WAVE)):
-        rows = [{"item": pickle.dumps(item)} for item in wave]
-        # A block an item, so that memory holds no more series than the cluster has CPUs.
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, num_cpus=1)
-        for row in dataset.iter_rows():
-            answer = pickle.loads(row["answer"])
-            if isinstance(answer, DyeFreeNetError):
-                raise answer
-            yield answer
+    yield from over_cluster(partial(answer_of, work), items, WAVE, num_cpus=1)
 
 
 def _sweep_up(target: Folder, shards: set[str], jobs: set[str], keys: set[str]) -> None:

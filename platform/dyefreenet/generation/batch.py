@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from dyefreenet.data.guard import Guard
 from dyefreenet.data.headers import DICOMDIR
 from dyefreenet.data.ingest import spread as spread_over
 from dyefreenet.data.volume import Volume
-from dyefreenet.errors import DyeFreeNetError, InputError, StoreError
+from dyefreenet.errors import InputError, StoreError
 from dyefreenet.generation.select import select
 from dyefreenet.generation.series import (
     DONE,
@@ -54,6 +53,7 @@ from dyefreenet.generation.series import (
     make_series,
 )
 from dyefreenet.meters import measure, tell
+from dyefreenet.runtime import answer_of, over_cluster
 from dyefreenet.store import Folder, fingerprint, salt_of
 
 JOB = "job.json"
@@ -381,10 +381,7 @@ class _Actor:
         self._worker = Worker(pickle.loads(task), "cuda" if gpu else "cpu", threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
-        try:  # pickles of our own, from a few lines below
-            return {"answer": pickle.dumps(self._worker.do(*pickle.loads(row["item"])))}
-        except DyeFreeNetError as error:  # a full disk, no credentials: no fault of the series
-            return {"answer": pickle.dumps(error)}
+        return answer_of(lambda item: self._worker.do(*item), row)
 
 
 def _done_by(
@@ -408,32 +405,23 @@ def _done_by(
             yield worker.do(row, mark)
         return
 
-    import ray.data
     from ray import cloudpickle
+    from ray.data import ActorPoolStrategy
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    waiting = iter(items)
     packed = cloudpickle.dumps(task)  # a loader may be a function of a benchmark or a test
-    while wave := list(islice(waiting, WAVE)):
-        rows = [{"item": pickle.dumps(item)} for item in wave]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Actor,  # type: ignore[arg-type]  # a class, made once in each actor
-            fn_constructor_args=(packed, workers.gpu, max(1, int(workers.cpus))),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1,
-                max_size=min(workers.most, len(rows)),
-                max_concurrent_calls_per_actor=max(AT_ONCE, int(workers.cpus)),
-            ),
-            num_cpus=workers.cpus,
-            num_gpus=1 if workers.gpu else 0,
-        )
-        for answered in dataset.iter_rows():
-            answer = pickle.loads(answered["answer"])
-            if isinstance(answer, DyeFreeNetError):
-                raise answer
-            yield answer
+    yield from over_cluster(
+        _Actor,
+        items,
+        WAVE,
+        fn_constructor_args=(packed, workers.gpu, max(1, int(workers.cpus))),
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=min(workers.most, len(items)),
+            max_concurrent_calls_per_actor=max(AT_ONCE, int(workers.cpus)),
+        ),
+        num_cpus=workers.cpus,
+        num_gpus=1 if workers.gpu else 0,
+    )
 
 
 # ---- books ---------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from dyefreenet.data.slices import (
 )
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, StorageError
 from dyefreenet.meters import measure, tell
-from dyefreenet.runtime import Share
+from dyefreenet.runtime import Share, quiet_data
 from dyefreenet.stages import STAGES
 from dyefreenet.store import MANIFEST, Folder
 from dyefreenet.train.loop import Numbers, fit
@@ -365,10 +365,8 @@ def fetch(folder: Folder, records: list[SlabRecord]) -> Iterator[Slab]:
     size of those before. A stream that the consumer holds back would keep Ray Data's executor
     spinning in this process, at three quarters of a core (measured).
     """
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    quiet_data()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
         with ThreadPoolExecutor(8) as pool:
