@@ -49,6 +49,7 @@ Reason = Literal[
     "mixed",  # matrix, pixel spacing or frame of reference differ between slices
     "rescale",  # rescale slope or intercept missing, zero or not finite
     "pixels",  # bits, samples or photometric interpretation not those of CT
+    "empty",  # nothing as dense as fat anywhere: no body, or pixels that were blanked
     "geometry",  # position, orientation or spacing missing or impossible
     "tilt",  # the gantry leans, or slices are sheared: no block of right angles
     "limit",  # larger than any CT, or packed tighter: not opened

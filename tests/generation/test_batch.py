@@ -108,6 +108,22 @@ def archive(tmp_path, write_ct):
     return root
 
 
+def test_a_scan_of_nothing_is_refused(tmp_path, write_ct):
+    write_ct(tmp_path / "in", np.full_like(BODY, -1000))
+    account = run(tmp_path / "in", tmp_path / "out")
+    assert account["refused"] == {"empty": 1} and not account["done"]
+
+
+@pytest.mark.real
+def test_a_heart_full_of_contrast_is_refused_without_any_header(real_data, tmp_path):
+    """The aorta is torn and stented: no blood pool accompanies the spine."""
+    scan = real_data / "ts_arterial_cta" / "ct_cropped.nii.gz"
+    account = run(scan, tmp_path / "out")
+    assert account["refused"] == {"has-contrast": 1}
+    (row,) = read_ledger(Folder(str(tmp_path / "out")))
+    assert "tissue of 577 HU beside the spine" in row["detail"]
+
+
 def test_every_series_ends_in_one_state_and_the_source_stays(archive, tmp_path):
     before = {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()}
     account = run(archive, tmp_path / "out")

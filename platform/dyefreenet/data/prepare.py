@@ -23,7 +23,7 @@ from dyefreenet.data.images import read_image_at, read_labels
 from dyefreenet.data.look import body_from_above, look
 from dyefreenet.data.noise import global_noise
 from dyefreenet.data.shards import write_slabs
-from dyefreenet.data.volume import AIR_HU, Volume
+from dyefreenet.data.volume import AIR_HU, Volume, require_tissue
 from dyefreenet.errors import SeriesError
 from dyefreenet.store import Folder
 
@@ -153,10 +153,15 @@ def seen_phase(row: SeriesRow) -> tuple[dict[str, str], list[bytes]]:
 
 
 def read_row(row: SeriesRow) -> Volume:
-    """The volume of a series that a scan found."""
-    if row.is_image:
-        return read_image_at(row.files[0])
-    return read_series(fetch(row.files)).volume
+    """The volume of a series that a scan found.
+
+    Raises:
+        SeriesError: It cannot be read, or shows nothing.
+    """
+    image = row.is_image
+    volume = read_image_at(row.files[0]) if image else read_series(fetch(row.files)).volume
+    require_tissue(volume)
+    return volume
 
 
 def _require_phases(job: Job, plain: Volume, contrast: Volume | None) -> None:

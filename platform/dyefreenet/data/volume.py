@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dyefreenet.errors import SeriesError
+
 AIR_HU = -1024
+TISSUE_HU = -300  # between lung and fat
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,14 @@ def neighbours(z: int, total: int, breaks: Collection[int] = ()) -> list[int]:
     below = z if z == 0 or z - 1 in breaks else z - 1
     above = z if z == total - 1 or z in breaks else z + 1
     return [below, z, above]
+
+
+def require_tissue(volume: Volume) -> None:
+    """Refuse a scan of nothing.
+
+    Raises:
+        SeriesError: ``empty``.
+    """
+    low, high = int(volume.hu.min()), int(volume.hu.max())
+    if high <= TISSUE_HU:
+        raise SeriesError("empty", f"expected a body, found {low} to {high} HU")

@@ -19,13 +19,13 @@ import numpy as np
 
 from dyefreenet.config import GenerateConfig
 from dyefreenet.data.archive import SeriesRow
-from dyefreenet.data.blood import CONTRAST_HU, BloodPool, blood_pool
+from dyefreenet.data.blood import ARTERIAL_HU, CONTRAST_HU, BloodPool, blood_pool
 from dyefreenet.data.dicom import Series, read_series
 from dyefreenet.data.files import fetch
 from dyefreenet.data.guard import Failed
 from dyefreenet.data.images import image_axes, local_image, read_image, write_nifti
 from dyefreenet.data.look import strip
-from dyefreenet.data.volume import Volume
+from dyefreenet.data.volume import Volume, require_tissue
 from dyefreenet.errors import SeriesError
 from dyefreenet.generation.export import BANNER, Making, derive, derived_uid
 from dyefreenet.generation.quality import body_of, judge
@@ -63,10 +63,13 @@ def open_series(row: SeriesRow, config: GenerateConfig) -> Answer:
     pool = None
     if config.check:
         pool = blood_pool(plain)
-        if pool.level_hu >= CONTRAST_HU and not config.any_phase:
+        lit = f"a {pool.words}" if pool.level_hu >= CONTRAST_HU else ""
+        if np.isnan(pool.level_hu) and pool.stray_hu >= ARTERIAL_HU:
+            lit = f"tissue of {pool.stray_hu:.0f} HU beside the spine"  # a heart cut off, a stent
+        if lit and not config.any_phase:
             raise SeriesError(
                 "has-contrast",
-                f"the image shows a {pool.words}, where blood without contrast agent has 30 to 60; "
+                f"the image shows {lit}, where blood without contrast agent has 30 to 60; "
                 "if it is plain CT all the same: --any-phase",
             )
     _open = _Open(plain, series, axes, pool)
@@ -85,13 +88,16 @@ def read_plain(row: SeriesRow, slice_wise: bool) -> tuple[Volume, Series | None,
     """A series' volume, its headers if it is DICOM, and where the axes of its file point.
 
     Raises:
-        SeriesError: It cannot be read.
+        SeriesError: It cannot be read, or shows nothing.
     """
     if row.is_image:
         with local_image(row.files[0]) as local:
-            return read_image(local), None, image_axes(local)
-    series = read_series(fetch(row.files), slice_wise)
-    return series.volume, series, "LPS"
+            volume, series, axes = read_image(local), None, image_axes(local)
+    else:
+        series = read_series(fetch(row.files), slice_wise)
+        volume, axes = series.volume, "LPS"
+    require_tissue(volume)
+    return volume, series, axes
 
 
 def finish(

@@ -148,6 +148,10 @@ REASONS = {
         "Bits, samples or photometric interpretation are not those of CT.",
         "Export the original: this may be a screenshot or a colour overlay.",
     ),
+    "empty": (
+        "Nothing in it is as dense as fat: there is no body, or its pixels were blanked.",
+        "Look at it: de-identification may have blanked it.",
+    ),
     "geometry": (
         "Position, orientation or spacing are missing or impossible.",
         "Export the original: de-identification may have removed these fields.",
