@@ -6,8 +6,8 @@
 First trial (the recipe's own settings), aims and choice are the sweep's (``dyefreenet.space``), and
 Optuna draws; the space is the sweep's and some fields more. Patients and trainings are those of
 ``quality.py``. Every method has as many trials and each is trained to its end. The patients of
-``choose`` choose. FOLDER/plan.yaml is ``plans/tuned.yaml`` with what was found; it is trained then,
-and judged by the others.
+``choose`` choose. FOLDER/plan.yaml is ``plans/tuned.yaml`` with what was found in place of what was
+found before; it is trained then, and judged by the others.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def main(words: Sequence[str] | None = None) -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     plan = yaml.safe_load(PLAN.read_text())
+    plan["trainings"] = [one for one in plan["trainings"] if not one["name"].endswith("tuned")]
+    plan["compare"] = []
     name = plan["data"]["recipe"]
     data = recipes.load(name, [*plan["data"].get("set", ()), *options.set])
     began = time.time()
@@ -73,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 figures = ", ".join(f"{aim.title} {row[aim.figure]:.4g}" for aim in AIMS)
                 print(f"  {title}: {figures}; {row['values']}", flush=True)
             plan["trainings"] += [found(method, name, best["values"])]
-            plan["compare"] = [*plan.get("compare", ()), *compared(method)]
+            plan["compare"] += compared(method)
             (out / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False, width=140))
         quality.run_all(pool, plan, out, None, math.inf)
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
