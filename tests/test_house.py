@@ -15,6 +15,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import ray
 import yaml
@@ -251,6 +252,15 @@ def test_kuberay_files(name):
     train = next(g for g in spec["workerGroupSpecs"] if g["groupName"] == "train")
     (container,) = train["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob-full-cascade.yaml"])
+def test_pods_are_what_kubernetes_takes(name):
+    """By its own schemas, that of the newest version known; no field more than they have."""
+    spec = load(name)["spec"]
+    for pod in pods(spec.get("rayClusterSpec", spec)):
+        document = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_both_kuberay_files_ask_for_the_same_pods():
