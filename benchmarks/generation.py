@@ -38,7 +38,7 @@ from dyefreenet import runtime
 from dyefreenet.config import GenerateConfig, PhantomConfig, Selection
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.phantom import write_one
-from dyefreenet.generation.batch import Workers, generate_archive
+from dyefreenet.generation.batch import AT_ONCE, Workers, generate_archive
 from dyefreenet.generation.export import Making, derive
 from dyefreenet.generation.series import load, model_of
 from dyefreenet.store import Folder
@@ -202,14 +202,14 @@ def overhead(scratch: Path, series: int, slices: int, rounds: int) -> None:
 def memory(scratch: Path, slices: int) -> None:
     runtime.connect()
     peaks = []
-    for series in (3, 30):
+    for series in (few := 2 * AT_ONCE, 10 * few):  # enough for every hand of an actor to be full
         archive = make_archive(scratch / f"memory{series}", series, slices)
         with peak() as found:
             generate(str(archive), str(scratch / f"m{series}"), identity=True)
         peaks.append(found[0])
     print(
-        f"memory: {peaks[0] / 2**20:.0f} MiB for 3 series, {peaks[1] / 2**20:.0f} for 30: "
-        f"{peaks[1] / peaks[0]:.3f}"
+        f"memory: {peaks[0] / 2**20:.0f} MiB for {few} series, {peaks[1] / 2**20:.0f} for "
+        f"{10 * few}: {peaks[1] / peaks[0]:.3f}"
     )
 
 
