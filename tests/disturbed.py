@@ -1,9 +1,15 @@
-"""What proofs by kills share: a small archive, and what was made of it."""
+"""What proofs by kills share: a small archive, clusters, drivers, and what they have made."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -12,6 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dyefreenet.store import Folder
 
+ROOT = Path(__file__).resolve().parents[1]
 PATIENTS = 12
 
 
@@ -49,3 +56,34 @@ def digests(folder: Folder) -> dict[str, str]:
         for name in folder.names()
         if not name.startswith(("ledger", "records/", "job.json", ".writable-"))
     }
+
+
+@contextmanager
+def several_nodes() -> Iterator[tuple[Any, list[Any]]]:
+    """A Ray cluster of a head with one CPU, and its two nodes with two each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        yield made, [made.add_node(num_cpus=2) for _ in range(2)]
+    finally:
+        made.shutdown()
+
+
+def begin(address: str, *words: str) -> subprocess.Popen[str]:
+    """A driver: a command of ours on a cluster, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dyefreenet.cli", *words],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": address, "DYEFREENET_SALT": "soak"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(driver: subprocess.Popen[str]) -> None:
+    """Wait until a driver ends well."""
+    _, err = driver.communicate(timeout=900)
+    assert driver.returncode == 0, err[-3000:]

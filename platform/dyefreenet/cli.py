@@ -312,8 +312,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--compile",
         action="store_true",
-        help="fuse the networks with torch.compile: half a minute more at the start, faster on a "
-        "GPU (needs a C compiler there)",
+        help="fuse the networks with torch.compile: slower to start, faster on a GPU (needs a C "
+        "compiler there)",
     )
     generate.add_argument(
         "--burn-in", action="store_true", help="draw the warning into the pixels, too"

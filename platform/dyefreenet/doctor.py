@@ -443,6 +443,9 @@ def token(environ: Mapping[str, str], home: Path) -> Finding:
     return Finding(OK, "token", f"on, from the file of {shown}")
 
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
 @dataclass(frozen=True)
 class Port:
     """A port at which a process of ours listens where other machines may reach it."""
@@ -513,7 +516,13 @@ def name_of(words: Iterable[bytes]) -> str | None:
 
 def off_loopback(table: str) -> dict[str, int]:
     """Ports that ``/proc/net/tcp`` or ``tcp6`` shows listening off loopback, by inode."""
-    found = {}
+    return {inode: port for place, port, inode in listeners(table) if not place.is_loopback}
+
+
+def listeners(
+    table: str,
+) -> Iterator[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int, str]]:
+    """Address, port and inode of each socket that listens; IPv4 within IPv6 as IPv4."""
     for line in table.splitlines()[1:]:
         fields = line.split()
         if len(fields) < 10 or fields[3] != "0A":  # of states, that of listening
@@ -522,10 +531,7 @@ def off_loopback(table: str) -> dict[str, int]:
         raw = bytes.fromhex(address)  # words of 4 bytes, in this machine's order
         packed = struct.pack(f">{len(raw) // 4}I", *struct.unpack(f"={len(raw) // 4}I", raw))
         place = ipaddress.ip_address(packed)
-        inner = getattr(place, "ipv4_mapped", None) or place
-        if not inner.is_loopback:
-            found[fields[9]] = int(port, 16)
-    return found
+        yield getattr(place, "ipv4_mapped", None) or place, int(port, 16), fields[9]
 
 
 def _last_line(error: Exception) -> str:

@@ -8,12 +8,10 @@ answers all the same is named here: an empty page, signs of life, and figures fo
 from __future__ import annotations
 
 import importlib
-import ipaddress
 import os
 import pkgutil
 import re
 import socket
-import struct
 import subprocess
 import time
 from collections import Counter
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from dyefreenet.doctor import listeners
 
 ROOT = Path(__file__).parents[2]
 PORTS = {"RAY_PORT": "6390", "DASHBOARD_PORT": "8290"}
@@ -52,18 +52,12 @@ class Door(NamedTuple):
 
 def listening() -> set[Door]:
     """Every TCP port of this machine, where it can be reached from here."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            address, _, port = fields[1].partition(":")
-            raw = bytes.fromhex(address)
-            packed = struct.pack(f">{len(raw) // 4}I", *struct.unpack(f"={len(raw) // 4}I", raw))
-            place = ipaddress.ip_address(packed)
-            place = getattr(place, "ipv4_mapped", None) or place
-            if fields[3] == "0A":
-                found.add(Door("127.0.0.1" if place.is_unspecified else str(place), int(port, 16)))
-    return found
+    tables = (Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    return {
+        Door("127.0.0.1" if place.is_unspecified else str(place), port)
+        for table in tables
+        for place, port, _ in listeners(table)
+    }
 
 
 @pytest.fixture(scope="module")

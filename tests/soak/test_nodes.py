@@ -7,16 +7,14 @@ in turn, and a new one comes for each. ``test_training.py`` does the same to a t
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from disturbed import PATIENTS, digests
+from disturbed import PATIENTS, begin, digests, end, several_nodes
 
 from dyefreenet.space import AIMS
 from dyefreenet.store import Folder
@@ -28,28 +26,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def nodes() -> Iterator[tuple[Any, list[Any]]]:
-    """A cluster of a head with one CPU and two nodes with two each."""
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    yield made, [made.add_node(num_cpus=2) for _ in range(2)]
-    made.shutdown()
-
-
-def begin(address: str, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dyefreenet.cli", *words],
-        cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": address, "DYEFREENET_SALT": "soak"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def end(driver: subprocess.Popen[str]) -> None:
-    _, err = driver.communicate(timeout=900)
-    assert driver.returncode == 0, err[-3000:]
+    with several_nodes() as made:
+        yield made
 
 
 def lose_both_nodes_in_turn(

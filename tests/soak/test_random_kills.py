@@ -11,16 +11,14 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from disturbed import PATIENTS, digests
+from disturbed import begin, digests, end, several_nodes
 
 from dyefreenet.store import Folder
 
@@ -34,40 +32,11 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 class Work(NamedTuple):
-    """A command, how far it is, of how much, and what it has made."""
+    """A command, how far it is, and what it has made."""
 
     words: list[str]
     done: Callable[[], int]
-    whole: int
     made: Callable[[], dict[str, str]]
-
-
-@contextmanager
-def nodes() -> Iterator[tuple[Any, list[Any]]]:
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        yield made, [made.add_node(num_cpus=2) for _ in range(2)]
-    finally:
-        made.shutdown()
-
-
-def begin(address: str, words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dyefreenet.cli", *words],
-        cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": address, "DYEFREENET_SALT": "soak"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def end(driver: subprocess.Popen[str]) -> None:
-    _, err = driver.communicate(timeout=900)
-    assert driver.returncode == 0, err[-3000:]
 
 
 def training(store: Path) -> Work:
@@ -81,15 +50,13 @@ def training(store: Path) -> Work:
     def weights() -> dict[str, str]:
         return digests(Folder(f"{step}/weights"))
 
-    return Work([*words, "--store", str(store)], epochs, EPOCHS, weights)
+    return Work([*words, "--store", str(store)], epochs, weights)
 
 
 def generation(archive: Path, target: Path) -> Work:
     words = ["generate", "-i", str(archive), "-o", str(target), "--any-phase", "--cpus", "1"]
     folder = Folder(str(target))
-    return Work(
-        words, lambda: len((folder / "records").names()), 2 * PATIENTS, lambda: digests(folder)
-    )
+    return Work(words, lambda: len((folder / "records").names()), lambda: digests(folder))
 
 
 def kill(victim: str, cluster: Any, pair: list[Any], driver: subprocess.Popen[str]) -> None:
@@ -112,8 +79,8 @@ def kill(victim: str, cluster: Any, pair: list[Any], driver: subprocess.Popen[st
 
 def disturb(work: Work, victim: str, wait: float) -> str:
     """One run that loses something on its way, to its end; how it came there."""
-    with nodes() as (cluster, pair):
-        driver = begin(cluster.address, work.words)
+    with several_nodes() as (cluster, pair):
+        driver = begin(cluster.address, *work.words)
         while not work.done():
             assert driver.poll() is None, driver.stderr and driver.stderr.read()[-3000:]
             time.sleep(0.05)
@@ -128,26 +95,26 @@ def disturb(work: Work, victim: str, wait: float) -> str:
         if driver.returncode == 0:
             return "by itself"
         if victim != "gcs":
-            end(begin(cluster.address, work.words))
+            end(begin(cluster.address, *work.words))
             return "by the same command"
-    with nodes() as (cluster, _):
-        end(begin(cluster.address, work.words))
+    with several_nodes() as (cluster, _):
+        end(begin(cluster.address, *work.words))
     return "by the same command"
 
 
 def test_twenty_random_kills(archive, tmp_path):
     random.seed(int(os.environ.get("DYEFREENET_SEED", "0")))
-    with nodes() as (cluster, _):
+    with several_nodes() as (cluster, _):
         ready = tmp_path / "ready"
         words = ["ingest", "--recipe", TINY, "--set", "baselines=false", "--store", str(ready)]
-        end(begin(cluster.address, words))
+        end(begin(cluster.address, *words))
         shutil.copytree(ready, tmp_path / "calm")
         calm = {
             "training": training(tmp_path / "calm"),
             "generation": generation(archive, tmp_path / "virtual"),
         }
         for work in calm.values():
-            end(begin(cluster.address, work.words))
+            end(begin(cluster.address, *work.words))
     expected = {name: work.made() for name, work in calm.items()}
     assert all(expected.values())
 
