@@ -5,21 +5,28 @@
 
 First trial (the recipe's own settings), aims and choice are the sweep's (``dyefreenet.space``), and
 Optuna draws; the space is the sweep's and some fields more. Patients and trainings are those of
-``quality.py``. Every method has as many trials and each is trained to its end. The patients of
-``choose`` choose. FOLDER/plan.yaml is ``plans/tuned.yaml`` with what was found in place of what was
-found before; it is trained then, and judged by the others.
+``quality.py``. Every method has as many trials and each is trained to its end; then the best and
+the recipe's own are trained again with other seeds, and means count. The patients of ``choose``
+choose. FOLDER/plan.yaml is ``plans/tuned.yaml`` with what was found in place of what was found
+before, for ``quality.py`` to train with seeds that chose nothing and to judge by other patients.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +38,22 @@ import yaml
 
 from dyefreenet import recipes
 from dyefreenet.data.slices import in_order
-from dyefreenet.space import AIMS, METHODS, Range, Space, best_of, default_space, starting_point
+from dyefreenet.space import (
+    AIMS,
+    METHODS,
+    Range,
+    Space,
+    default_space,
+    finalists,
+    mean_of,
+    ranked,
+    starting_point,
+)
 from dyefreenet.stages import STAGES
 from dyefreenet.train.loop import validate
 
 PLAN = Path(__file__).parent / "plans" / "tuned.yaml"
+JUDGED = [100, 101, 102, 103, 104]  # seeds of what is judged; none of them chose
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -46,46 +64,48 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--trials", type=int, default=24, help="of each method")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--finalists", type=int, default=5, help="settings that are trained again")
+    parser.add_argument("--seeds", type=int, default=4, help="with which they are")
     parser.add_argument(
         "--further", type=int, default=48, help="patients to choose by, and to judge by"
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="of a method's search at most")
+    parser.add_argument("--minutes", type=float, default=60.0, help="for trials, of all methods")
     parser.add_argument("--set", nargs="*", default=(), help="changes of the plan's recipe")
     options = parser.parse_args(words)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     plan = yaml.safe_load(PLAN.read_text())
     plan["trainings"] = [one for one in plan["trainings"] if not one["name"].endswith("tuned")]
+    for one in plan["trainings"]:
+        one["seeds"] = [*JUDGED]
     plan["compare"] = []
     name = plan["data"]["recipe"]
     data = recipes.load(name, [*plan["data"].get("set", ()), *options.set])
     began = time.time()
+    until = began + 60 * options.minutes
     quality.make_all(data, options.further, options.processes)
     print(f"patients made in {time.time() - began:.0f} s", flush=True)
     context = multiprocessing.get_context("fork")  # to share the patients
-    with ProcessPoolExecutor(options.processes, context) as pool:
+    with (
+        ProcessPoolExecutor(options.processes, context) as pool,
+        ThreadPoolExecutor(len(options.methods)) as methods,
+    ):
         if "cascade" in options.methods:  # all trials share it, as a sweep's do
             pool.submit(train_ssl, name, options.set, str(out)).result()
-        for method in options.methods:
-            began = time.time()
-            rows = search(pool, method, name, str(out), options)
-            best = rows[best_of(rows)]
-            print(f"{method}: {len(rows)} trials in {time.time() - began:.0f} s")
-            for title, row in (("own settings", rows[0]), ("the best", best)):
-                figures = ", ".join(f"{aim.title} {row[aim.figure]:.4g}" for aim in AIMS)
-                print(f"  {title}: {figures}; {row['values']}", flush=True)
-            plan["trainings"] += [found(method, name, best["values"])]
+        calls = {
+            method: methods.submit(choose, pool, method, name, str(out), until, options)
+            for method in options.methods
+        }
+        for method, call in calls.items():
+            plan["trainings"] += [found(method, name, call.result())]
             plan["compare"] += compared(method)
             (out / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False, width=140))
-        quality.run_all(pool, plan, out, None, math.inf)
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    quality.show(rows, plan["compare"])
 
 
 def found(method: str, recipe: str, values: dict[str, Any]) -> dict[str, Any]:
     """The row of a plan that trains a method with what was found, by three seeds."""
     stages = list(METHODS[method])
-    row = {"name": f"{method} tuned", "recipe": recipe, "stages": stages, "seeds": [0, 1, 2]}
+    row = {"name": f"{method} tuned", "recipe": recipe, "stages": stages, "seeds": [*JUDGED]}
     if method == "cascade":
         row |= {"stages": ["ssl", *stages], "score": stages}
     return row | {"set": [f"{field}={_short(value)}" for field, value in values.items()]}
@@ -103,10 +123,51 @@ def _short(value: Any) -> str:
 # ---- trials --------------------------------------------------------------------------------------
 
 
+def choose(
+    pool: ProcessPoolExecutor,
+    method: str,
+    recipe: str,
+    out: str,
+    until: float,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """The settings that are best over several trainings; says how they and the recipe's own did."""
+    rows, own = search(pool, method, recipe, out, until, options)
+    final = finalists(rows, options.finalists, own)
+    again = {
+        place: [
+            pool.submit(trial, method, recipe, (*options.set, f"seed={seed}"), values, out)
+            for seed in range(1, options.seeds + 1)
+        ]
+        for place in final
+        for values in [rows[place]["values"]]
+    }
+    trainings = {place: [rows[place], *(one.result() for one in again[place])] for place in final}
+    means = [mean_of(trainings[place]) for place in final]
+    best = ranked(means, None if own is None else 0)[0]
+    lines = [f"{method}: {len(rows)} trials, then {1 + options.seeds} trainings of {len(final)}"]
+    for number, place in enumerate(final):
+        told = []
+        for aim in AIMS:
+            figures = [float(one[aim.figure]) for one in trainings[place]]
+            told.append(
+                f"{aim.title} {means[number][aim.figure]:.4g} ± {statistics.stdev(figures):.2g}"
+            )
+        mark = "own " if place == own else "best" if number == best else "    "
+        lines.append(f"  {mark} trial {place}: {', '.join(told)}; {rows[place]['values']}")
+    print("\n".join(lines), flush=True)
+    return dict(rows[final[best]]["values"])
+
+
 def search(
-    pool: ProcessPoolExecutor, method: str, recipe: str, out: str, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Trials in the order of their numbers, each with what it tried and the figures of ``AIMS``."""
+    pool: ProcessPoolExecutor,
+    method: str,
+    recipe: str,
+    out: str,
+    until: float,
+    options: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], int | None]:
+    """Trials, each with what it tried and its figures; and which is the recipe's own settings."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = wide_space(method)
     # Many run side by side: what still runs counts as bad, so that no two try the same.
@@ -118,9 +179,9 @@ def search(
         study.enqueue_trial(own)
     running: dict[Future[dict[str, float]], tuple[optuna.Trial, dict[str, Any]]] = {}
     rows: dict[int, dict[str, Any]] = {}
-    asked, until = 0, time.time() + 60 * options.minutes
+    asked, at_once = 0, max(1, options.processes // len(options.methods))
     while running or (asked < options.trials and time.time() < until):
-        while asked < options.trials and len(running) < options.processes and time.time() < until:
+        while asked < options.trials and len(running) < at_once and time.time() < until:
             drawn = study.ask()
             values = {name: suggested(drawn, name, one) for name, one in space.items()}
             running[pool.submit(trial, method, recipe, options.set, values, out)] = (drawn, values)
@@ -138,7 +199,8 @@ def search(
             with open(Path(out) / "trials.jsonl", "a") as file:
                 told = {"method": method, "trial": drawn.number} | rows[drawn.number]
                 file.write(json.dumps(told) + "\n")
-    return [rows[number] for number in sorted(rows)]
+    numbers = sorted(rows)
+    return [rows[number] for number in numbers], 0 if own and 0 in rows else None
 
 
 def wide_space(method: str) -> Space:
@@ -147,7 +209,9 @@ def wide_space(method: str) -> Space:
     for stage in METHODS[method]:
         space[f"{stage}.vessel_l1_weight"] = Range("uniform", (0.0, 12.0))
         space[f"{stage}.ema"] = Range("choice", (0.0, 0.95, 0.98, 0.99))
-        if stage != "unet":
+        space[f"{stage}.augment.rotate_degrees"] = Range("uniform", (0.0, 12.0))
+        space[f"{stage}.augment.scale"] = Range("uniform", (0.0, 0.15))
+        if stage != "unet":  # it has no discriminator
             space[f"{stage}.adversarial_weight"] = Range("log", (1e-3, 1.0))
         if method == "cascade":
             space[f"{stage}.perceptual_weight"] = Range("log", (5e-3, 1.0))

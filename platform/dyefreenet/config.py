@@ -205,6 +205,7 @@ class CascadeStageConfig(AdversarialConfig):
 
     perceptual_weight: NonNegativeFloat = 1.0  # third term of Eq. 5
     perceptual_features: Literal["ssl", "random"] = "ssl"  # whose blocks are compared (L2, L3)
+    perceptual_blocks: tuple[NonNegativeFloat, ...] | None = None  # weight of each; None: all 1
     init: Literal["previous", "random"] = "previous"  # SSL for primary, primary for refine
     judged_at: Literal["half", "full"] = "half"  # of primary; refine is judged at full size always
 
@@ -263,6 +264,14 @@ class Recipe(Frozen):
                 "primary.judged_at: expected full where generator.packed is true, since such a "
                 "network makes full size, found half"
             )
+        blocks = 2 * self.generator.levels - 1  # encoder, then decoder
+        for name in ("primary", "refine"):
+            weights = getattr(self, name).perceptual_blocks
+            if weights is not None and len(weights) != blocks:
+                raise ValueError(
+                    f"{name}.perceptual_blocks: expected {blocks} weights for the blocks of "
+                    f"generator.levels={self.generator.levels}, found {len(weights)}"
+                )
         for name in ("ssl", "primary", "refine", "unet", "pix2pix"):
             stage: StageConfig = getattr(self, name)
             own = getattr(stage, "generator", self.generator)

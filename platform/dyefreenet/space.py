@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Aim(NamedTuple):
     mode: Literal["min", "max"]
 
 
-# PSNR alone rewards blur; the other two make it pay.
+# PSNR alone rewards blur; the other two make it pay. The first two say how good it is.
 AIMS = (
     Aim("validation/enhanced_mae_hu", "Error where contrast went, HU", "min"),
     Aim("validation/psnr_window600", "PSNR in -200...400 HU, dB", "max"),
@@ -224,11 +225,15 @@ def pareto(rows: Sequence[dict[str, Any]]) -> list[int]:
     ]
 
 
-def best_of(rows: Sequence[dict[str, Any]]) -> int:
-    """Position of the row that is nearest to the best in all aims together.
+def ranked(rows: Sequence[dict[str, Any]], own: int | None = None) -> list[int]:
+    """Positions of the rows, the best first: nearest to the best in all aims together.
 
     Of each aim, 0 is the best row and 1 the median of the rows that are not; the sum counts. So
     a trial that went wrong altogether does not make all others look alike.
+
+    Args:
+        own: Position of the recipe's own settings, if they are there. Rows that are worse than
+            those in one of the first two aims come last: a trade is no improvement.
     """
     totals = [0.0] * len(rows)
     for aim in AIMS:
@@ -237,7 +242,27 @@ def best_of(rows: Sequence[dict[str, Any]]) -> int:
         worse = sorted(cost - least for cost in costs if cost > least)
         unit = worse[len(worse) // 2] if worse else 1.0
         totals = [total + (cost - least) / unit for total, cost in zip(totals, costs, strict=True)]
-    return totals.index(min(totals))
+    traded = [
+        own is not None and any(_cost(row, aim) > _cost(rows[own], aim) for aim in AIMS[:2])
+        for row in rows
+    ]
+    return sorted(range(len(rows)), key=lambda place: (traded[place], totals[place]))
+
+
+def finalists(rows: Sequence[dict[str, Any]], count: int, own: int | None = None) -> list[int]:
+    """Positions of the rows to train once more with other seeds: the best ``count``, and ``own``.
+
+    One training a setting picks luck as much as settings.
+    """
+    best = [place for place in ranked(rows, own) if place != own][:count]
+    return best if own is None else [own, *best]
+
+
+def mean_of(trainings: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Figures of a setting over its trainings."""
+    return {
+        aim.figure: statistics.fmean(float(one[aim.figure]) for one in trainings) for aim in AIMS
+    }
 
 
 def _cost(row: dict[str, Any], aim: Aim) -> float:

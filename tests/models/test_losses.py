@@ -51,6 +51,8 @@ def test_perceptual_term_is_divided_by_the_size_of_each_map():
     assert float(losses.perceptual_loss([small + 1, large + 1], [small, large])) == pytest.approx(
         2.0
     )
+    weighted = losses.perceptual_loss([small + 1, large + 2], [small, large], (3.0, 0.5))
+    assert float(weighted) == pytest.approx(3.0 * 1 + 0.5 * 4)
 
 
 def test_vessels_count_and_noise_does_not():

@@ -63,14 +63,22 @@ def pixel_l1(fake: Tensor, real: Tensor, weights: Tensor | float = 1.0) -> Tenso
     return (weights * (fake - real).abs()).mean()
 
 
-def perceptual_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+def perceptual_loss(
+    fake: Sequence[Tensor], real: Sequence[Tensor], weights: Sequence[float] | None = None
+) -> Tensor:
     """Third term of Eq. 5: over blocks j, squared distance of features divided by C*H*W (L2).
+
+    Args:
+        weights: Of each block; None: all 1, as in the paper.
 
     Features in bf16 are summed in fp32 as they are: copies of all of them would take longer than
     the sums.
     """
     with torch.autocast(fake[0].device.type, enabled=False):
-        terms = [_mean_square(a - b) for a, b in zip(fake, real, strict=True)]
+        terms = [
+            weight * _mean_square(a - b)
+            for weight, a, b in zip(weights or [1.0] * len(fake), fake, real, strict=True)
+        ]
     return torch.stack(terms).sum()
 
 

@@ -104,7 +104,8 @@ def generator_terms(
     if config.vessel_l1_weight:
         terms["vessel_l1"] = config.vessel_l1_weight * losses.pixel_l1(fake, real, enhanced)
     if features is not None and isinstance(config, CascadeStageConfig):
-        terms["perceptual"] = config.perceptual_weight * losses.perceptual_loss(*features)
+        perceptual = losses.perceptual_loss(*features, config.perceptual_blocks)
+        terms["perceptual"] = config.perceptual_weight * perceptual
     return terms
 
 
