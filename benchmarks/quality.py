@@ -116,8 +116,7 @@ def make_all(recipe: Recipe, further: int, processes: int) -> None:
     asked += [("patient", index) for index in range(config.patients)]
     asked += [("patient", first + i) for first in FURTHER.values() for i in range(further)]
     context = multiprocessing.get_context("fork")
-    # One thread each: as many as there are cores in every process stand in each other's way.
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, context, one_thread) as pool:
         made = list(pool.map(partial(make_slab, config, recipe), *zip(*asked, strict=True)))
     for (kind, index), (slab, body) in zip(asked, made, strict=True):
         split: str = split_of(slab.patient, recipe.ingest.validation, recipe.ingest.test)
@@ -130,6 +129,11 @@ def make_all(recipe: Recipe, further: int, processes: int) -> None:
         phase = slab.phase or "plain"
         record = SlabRecord(path, split, phase, slab.pair, slab.patient, len(slab.plain) - 2)
         SLABS[path], BODIES[path] = (record, slab), body
+
+
+def one_thread() -> None:
+    """For each of many processes, lest their threads stand in each other's way."""
+    torch.set_num_threads(1)
 
 
 # ---- one training --------------------------------------------------------------------------------
@@ -210,7 +214,6 @@ def run(job: dict[str, Any], out: str, device_name: str | None, until: float) ->
     """All stages of one training of the plan; appends its rows and says how it did."""
     if time.time() > until:
         return f"{job['name']}, seed {job['seed']}: no time left"
-    torch.set_num_threads(1)
     device = torch.device(device_name or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = recipes.load(job["recipe"], [*job.get("set", ()), f"seed={job['seed']}"])
     weights: dict[str, dict[str, Tensor]] = {}
@@ -328,7 +331,7 @@ def main(words: Sequence[str] | None = None) -> None:
         make_all(data, options.further, options.processes)
         print(f"{len(SLABS)} patients and chests made in {time.time() - began:.0f} s", flush=True)
         context = multiprocessing.get_context("fork")  # to share the patients
-        with ProcessPoolExecutor(options.processes, context) as pool:
+        with ProcessPoolExecutor(options.processes, context, one_thread) as pool:
             run_all(pool, plan, out, options.device, until)
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     show(rows, plan.get("compare", ()))

@@ -44,8 +44,6 @@ from dyefreenet.space import (
     Range,
     Space,
     default_space,
-    finalists,
-    mean_of,
     ranked,
     starting_point,
 )
@@ -82,12 +80,12 @@ def main(words: Sequence[str] | None = None) -> None:
     name = plan["data"]["recipe"]
     data = recipes.load(name, [*plan["data"].get("set", ()), *options.set])
     began = time.time()
-    until = began + 60 * options.minutes
     quality.make_all(data, options.further, options.processes)
     print(f"patients made in {time.time() - began:.0f} s", flush=True)
+    until = time.time() + 60 * options.minutes
     context = multiprocessing.get_context("fork")  # to share the patients
     with (
-        ProcessPoolExecutor(options.processes, context) as pool,
+        ProcessPoolExecutor(options.processes, context, quality.one_thread) as pool,
         ThreadPoolExecutor(len(options.methods)) as methods,
     ):
         if "cascade" in options.methods:  # all trials share it, as a sweep's do
@@ -157,6 +155,22 @@ def choose(
         lines.append(f"  {mark} trial {place}: {', '.join(told)}; {rows[place]['values']}")
     print("\n".join(lines), flush=True)
     return dict(rows[final[best]]["values"])
+
+
+def finalists(rows: Sequence[dict[str, Any]], count: int, own: int | None = None) -> list[int]:
+    """Positions of the rows to train once more with other seeds: the best ``count``, and ``own``.
+
+    One training a setting picks luck as much as settings.
+    """
+    best = [place for place in ranked(rows, own) if place != own][:count]
+    return best if own is None else [own, *best]
+
+
+def mean_of(trainings: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Figures of a setting over its trainings."""
+    return {
+        aim.figure: statistics.fmean(float(one[aim.figure]) for one in trainings) for aim in AIMS
+    }
 
 
 def search(
@@ -231,7 +245,6 @@ def trial(
     method: str, recipe: str, changes: Sequence[str], values: dict[str, Any], out: str
 ) -> dict[str, float]:
     """One training to its end, and its figures on the patients that choose."""
-    torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tried = recipes.change(recipes.load(recipe, changes), values)
     weights = {}
@@ -248,7 +261,6 @@ def trial(
 
 
 def train_ssl(recipe: str, changes: Sequence[str], out: str) -> None:
-    torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = quality.train(recipes.load(recipe, changes), "ssl", device, {})
     weights = state.as_used().networks["generator"].state_dict()

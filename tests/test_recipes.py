@@ -48,7 +48,10 @@ def test_set_changes_one_field():
         ("primary.lr=-1", "primary.lr: Input should be greater than 0, found -1"),
         ("primary.lr=fast", "primary.lr: Input should be a valid number"),
         ("primary.lr", "expected field=value"),
-        ("primary.perceptual_blocks=[1, 2]", "expected 7 weights for the blocks of generator.levels=4"),
+        (
+            "primary.perceptual_blocks=[1, 2]",
+            "expected 7 weights for the blocks of generator.levels=4",
+        ),
         ("ssl.crop=100", "expected a multiple of 16 pixels for 4 levels, found 100"),
         ("ssl.crop=512", "expected at most grid.size=256, found 512"),
         ("grid.window=[5, 5]", "expected low < high"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,22 +246,6 @@ def ranked(rows: Sequence[dict[str, Any]], own: int | None = None) -> list[int]:
         for row in rows
     ]
     return sorted(range(len(rows)), key=lambda place: (traded[place], totals[place]))
-
-
-def finalists(rows: Sequence[dict[str, Any]], count: int, own: int | None = None) -> list[int]:
-    """Positions of the rows to train once more with other seeds: the best ``count``, and ``own``.
-
-    One training a setting picks luck as much as settings.
-    """
-    best = [place for place in ranked(rows, own) if place != own][:count]
-    return best if own is None else [own, *best]
-
-
-def mean_of(trainings: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Figures of a setting over its trainings."""
-    return {
-        aim.figure: statistics.fmean(float(one[aim.figure]) for one in trainings) for aim in AIMS
-    }
 
 
 def _cost(row: dict[str, Any], aim: Aim) -> float:

@@ -18,7 +18,7 @@ from dyefreenet.plan import steps_of
 from dyefreenet.progress import Progress
 from dyefreenet.report import write_sweep
 from dyefreenet.runtime import Resources
-from dyefreenet.space import AIMS, METHODS, Space, best_of, pareto, starting_point, trained
+from dyefreenet.space import AIMS, METHODS, Space, pareto, ranked, starting_point, trained
 from dyefreenet.stages import STAGES
 from dyefreenet.stages.launch import train
 from dyefreenet.store import PROGRESS, Folder, fingerprint
@@ -61,7 +61,7 @@ def sweep(
         progress.say("sweep", "already done")
         return target.read_json("trials.json")  # type: ignore[no-any-return]
     results = _run_trials(recipe, run, target, method, space, trials, resources, progress, minutes)
-    found = _summary(results, target, recipe, method)
+    found = _summary(results, target, recipe, method, starting_point(space, recipe))
     journal, found["importance"] = _study(found, space)
     found |= {"recipe": f"{target}/best.yaml", "page": f"{target}/index.html"}
     target.write("optuna.journal", journal)
@@ -330,8 +330,13 @@ def unpacked(drawn: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _summary(results: Any, target: Folder, recipe: Recipe, method: str) -> dict[str, Any]:
+def _summary(
+    results: Any, target: Folder, recipe: Recipe, method: str, first: dict[str, Any] | None
+) -> dict[str, Any]:
     """A row a trial, the Pareto front and the best of those that were trained to the end.
+
+    Args:
+        first: The recipe's own settings, if a trial has them.
 
     Raises:
         DyeFreeNetError: There are none.
@@ -366,13 +371,14 @@ def _summary(results: Any, target: Folder, recipe: Recipe, method: str) -> dict[
             + (f"; the first failed with: {errors[0]}" if errors else "")
         )
     finished = [rows[place] for place in done]
+    own = next((place for place, row in enumerate(finished) if row["values"] == first), None)
     spent = sum(float(row["epochs"]) for row in rows)
     return {
         "method": method,
         "aims": [aim._asdict() for aim in AIMS],
         "trials": rows,
         "front": [done[place] for place in pareto(finished)],
-        "best": done[best_of(finished)],
+        "best": done[ranked(finished, own)[0]],
         "epochs_saved": 1.0 - spent / (total * len(rows)),
     }
 
