@@ -371,14 +371,14 @@ def _summary(
             + (f"; the first failed with: {errors[0]}" if errors else "")
         )
     finished = [rows[place] for place in done]
-    own = next((place for place, row in enumerate(finished) if row["values"] == first), None)
+    mine = next((place for place, row in enumerate(finished) if row["values"] == first), None)
     spent = sum(float(row["epochs"]) for row in rows)
     return {
         "method": method,
         "aims": [aim._asdict() for aim in AIMS],
         "trials": rows,
         "front": [done[place] for place in pareto(finished)],
-        "best": done[ranked(finished, own)[0]],
+        "best": done[ranked(finished, mine)[0]],
         "epochs_saved": 1.0 - spent / (total * len(rows)),
     }
 
