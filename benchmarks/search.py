@@ -77,22 +77,21 @@ def main(words: Sequence[str] | None = None) -> None:
     for one in plan["trainings"]:
         one["seeds"] = [*JUDGED]
     plan["compare"] = []
-    name = plan["data"]["recipe"]
+    options.recipe = name = plan["data"]["recipe"]
     data = recipes.load(name, [*plan["data"].get("set", ()), *options.set])
     began = time.time()
     quality.make_all(data, options.further, options.processes)
     print(f"patients made in {time.time() - began:.0f} s", flush=True)
-    until = time.time() + 60 * options.minutes
+    options.until = time.time() + 60 * options.minutes
     context = multiprocessing.get_context("fork")  # to share the patients
     with (
         ProcessPoolExecutor(options.processes, context, quality.one_thread) as pool,
         ThreadPoolExecutor(len(options.methods)) as methods,
     ):
         if "cascade" in options.methods:  # all trials share it, as a sweep's do
-            pool.submit(train_ssl, name, options.set, str(out)).result()
+            pool.submit(train_ssl, name, options.set, options.out).result()
         calls = {
-            method: methods.submit(choose, pool, method, name, str(out), until, options)
-            for method in options.methods
+            method: methods.submit(choose, pool, method, options) for method in options.methods
         }
         for method, call in calls.items():
             plan["trainings"] += [found(method, name, call.result())]
@@ -101,7 +100,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def found(method: str, recipe: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The row of a plan that trains a method with what was found, by three seeds."""
+    """The row of a plan that trains a method with what was found, by seeds that chose nothing."""
     stages = list(METHODS[method])
     row = {"name": f"{method} tuned", "recipe": recipe, "stages": stages, "seeds": [*JUDGED]}
     if method == "cascade":
@@ -121,20 +120,17 @@ def _short(value: Any) -> str:
 # ---- trials --------------------------------------------------------------------------------------
 
 
-def choose(
-    pool: ProcessPoolExecutor,
-    method: str,
-    recipe: str,
-    out: str,
-    until: float,
-    options: argparse.Namespace,
-) -> dict[str, Any]:
+def choose(pool: ProcessPoolExecutor, method: str, options: argparse.Namespace) -> dict[str, Any]:
     """The settings that are best over several trainings; says how they and the recipe's own did."""
-    rows, own = search(pool, method, recipe, out, until, options)
+    rows, own = search(pool, method, options)
+    if not rows:
+        raise SystemExit(f"{method}: expected a trial trained to its end, found none")
     final = finalists(rows, options.finalists, own)
     again = {
         place: [
-            pool.submit(trial, method, recipe, (*options.set, f"seed={seed}"), values, out)
+            pool.submit(
+                trial, method, options.recipe, (*options.set, f"seed={seed}"), values, options.out
+            )
             for seed in range(1, options.seeds + 1)
         ]
         for place in final
@@ -174,12 +170,7 @@ def mean_of(trainings: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def search(
-    pool: ProcessPoolExecutor,
-    method: str,
-    recipe: str,
-    out: str,
-    until: float,
-    options: argparse.Namespace,
+    pool: ProcessPoolExecutor, method: str, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], int | None]:
     """Trials, each with what it tried and its figures; and which is the recipe's own settings."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -188,17 +179,18 @@ def search(
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True)
     directions = ["minimize" if aim.mode == "min" else "maximize" for aim in AIMS]
     study = optuna.create_study(sampler=sampler, directions=directions)
-    own = starting_point(space, recipes.load(recipe, options.set))
+    own = starting_point(space, recipes.load(options.recipe, options.set))
     if own:
         study.enqueue_trial(own)
     running: dict[Future[dict[str, float]], tuple[optuna.Trial, dict[str, Any]]] = {}
     rows: dict[int, dict[str, Any]] = {}
     asked, at_once = 0, max(1, options.processes // len(options.methods))
-    while running or (asked < options.trials and time.time() < until):
-        while asked < options.trials and len(running) < at_once and time.time() < until:
+    while running or (asked < options.trials and time.time() < options.until):
+        while asked < options.trials and len(running) < at_once and time.time() < options.until:
             drawn = study.ask()
             values = {name: suggested(drawn, name, one) for name, one in space.items()}
-            running[pool.submit(trial, method, recipe, options.set, values, out)] = (drawn, values)
+            call = pool.submit(trial, method, options.recipe, options.set, values, options.out)
+            running[call] = (drawn, values)
             asked += 1
         for ended in wait(running, return_when=FIRST_COMPLETED).done:
             drawn, values = running.pop(ended)
@@ -210,7 +202,7 @@ def search(
                 continue
             study.tell(drawn, [figures[aim.figure] for aim in AIMS])
             rows[drawn.number] = {"values": values} | figures
-            with open(Path(out) / "trials.jsonl", "a") as file:
+            with open(Path(options.out) / "trials.jsonl", "a") as file:
                 told = {"method": method, "trial": drawn.number} | rows[drawn.number]
                 file.write(json.dumps(told) + "\n")
     numbers = sorted(rows)
