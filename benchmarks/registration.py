@@ -27,9 +27,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dyefreenet.config import PhantomConfig
-from dyefreenet.data.align import BODY_HU, Mode, find_motion, gate, register, resample_like
+from dyefreenet.data.align import Mode, find_motion, gate, register, resample_like
 from dyefreenet.data.dicom import read_series
 from dyefreenet.data.images import to_image
+from dyefreenet.data.morphology import BODY_HU
 from dyefreenet.data.phantom import make_patient
 from dyefreenet.data.phantom.tissue import ARTERIES, LABELS
 from dyefreenet.data.volume import Volume

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from dyefreenet.data.images import to_image
+from dyefreenet.data.morphology import BODY_HU
 from dyefreenet.data.volume import AIR_HU, Volume
 from dyefreenet.errors import SeriesError
 
 Mode = Literal["off", "rigid", "deformable"]
 Array = NDArray[np.float32]
 
-BODY_HU = -300  # between air or lung and soft tissue
 BONE_HU = 150  # after smoothing: a thin cortex must not come and go with a resampling
 RIGID_MM = 3.0  # voxel size of the rigid search
 # The preset of "deformable"; benchmarks/registration.py says what it leaves.

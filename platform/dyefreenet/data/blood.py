@@ -16,6 +16,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dyefreenet.config import Phase
+from dyefreenet.data.morphology import (
+    BODY_HU,
+    IN_PLANE,
+    ball,
+    box,
+    enclosed,
+    largest,
+    over_ball,
+    square,
+)
 from dyefreenet.data.volume import Volume
 
 Array = NDArray[np.float32]
@@ -25,8 +35,9 @@ Triple = tuple[float, float, float]
 
 # Lengths in mm, levels in HU. "Before" and "left" are the patient's own.
 PLANE_MM, SLICE_MM = 2.0, 3.0  # voxels of the averaged copy; thicker slices stay as they are
-BODY_HU, BONE_HU = -300, 180
+BONE_HU = 180
 TABLE = 5  # voxels; what is thinner lets go of the body
+RIM = 2  # voxels around the body
 RING_MM = 24.0  # along z: the bony ring around the canal closes once a vertebra
 CANAL_MM2 = (50.0, 900.0)
 CANAL_HU = (-60.0, 65.0)  # cord, fluid and fat; marrow is above
@@ -56,8 +67,6 @@ PLAIN_ML = 2.0  # less is no proof: 0.3 ml beside a delayed aorta had 65 HU
 STRAY_HU = 100.0  # the least of bright pieces that make a plain scan doubtful
 CONTRAST_HU = 110.0  # far above every plain pool that was seen
 ARTERIAL_HU = 280.0  # portal aorta: phantom up to 185, real 180; less tube voltage raises it
-
-_IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], bool)
 
 
 @dataclass(frozen=True)
@@ -117,33 +126,91 @@ def phase_of_pool(pool: BloodPool) -> tuple[Phase | Literal["contrast"] | None, 
     return "plain", pool.words
 
 
-def blood_pool(volume: Volume) -> BloodPool:
+class Spine(NamedTuple):
+    """A scan averaged to voxels of about 3 x 2 x 2 mm and cut around the body, with its canal.
+
+    Attributes:
+        image: HU, [Z, h, w]; x rises to the patient's left, y to the back.
+        body: Without the table; lungs are not filled, [Z, h, w].
+        canal: Middle of the spinal canal, (z, y, x) in voxels, a row for each slice of its course;
+            None where none was found.
+        spacing: mm, (z, y, x).
+        steps: Voxels of the scan along each axis that are joined into one.
+        corner: Row and column of the turned scan at which the cut begins.
+    """
+
+    image: Array
+    body: Mask
+    canal: Floats | None
+    spacing: Triple
+    steps: list[int]
+    corner: tuple[int, int]
+
+    def voxels(self, volume: Volume, parts: tuple[slice, ...]) -> NDArray[np.int16]:
+        """HU of a volume on the scan's grid that make up a part of the image."""
+        offsets = (0, *self.corner)
+        native = tuple(
+            slice(offset + part.start * step, offset + part.stop * step)
+            for offset, part, step in zip(offsets, parts, self.steps, strict=True)
+        )
+        return _turned(volume)[native]
+
+
+def find_spine(volume: Volume) -> Spine:
+    """The body and the spinal canal of a scan: what ``blood_pool`` and ``lit_before_spine`` need.
+
+    Whoever asks for both finds it once.
+    """
+    targets = (SLICE_MM, PLANE_MM, PLANE_MM)
+    steps = [
+        min(max(1, int(mm / step + 0.3)), n)
+        for mm, step, n in zip(targets, volume.spacing, volume.hu.shape, strict=True)
+    ]
+    z, y, x = (step * mm for step, mm in zip(steps, volume.spacing, strict=True))
+    image = _averaged(_turned(volume), steps)
+    dense = image > BODY_HU
+    body = largest(square(square(dense, False, TABLE), True, TABLE))
+    corner = [0, 0]
+    if body.any():
+        for axis, rows in ((1, body.any(axis=(0, 2))), (2, body.any(axis=(0, 1)))):
+            where = np.flatnonzero(rows)
+            first, behind = max(where[0] - RIM, 0), where[-1] + 1 + RIM
+            corner[axis - 1] = int(first) * steps[axis]
+            cut = (slice(None),) * axis + (slice(first, behind),)
+            image, body = image[cut], body[cut]
+    image, body = np.ascontiguousarray(image), np.ascontiguousarray(body)
+    canal = _canal(image, body, (z, y, x))
+    return Spine(image, body, canal, (z, y, x), steps, (corner[0], corner[1]))
+
+
+def blood_pool(volume: Volume, spine: Spine | None = None) -> BloodPool:
     """The brightest large even tissue before the spine.
 
     Works on a copy of about 2 x 2 x 3 mm. Even: within 4.5 mm the smoothed image varies little,
     and the sd of the voxels themselves is that of soft tissue, which tells blood from marrow.
     Pieces at least as bright as a level, outside vertebrae, count together; the highest level at
     which they accompany most of the spinal canal, or make a heart between lungs, is the pool's.
+
+    Args:
+        spine: Of this scan, where it was found already.
     """
-    hu = _turned(volume, volume)
-    steps, spacing = _coarse(volume)
-    z, y, x = spacing
-    image = _averaged(hu, steps)
-    body = _body(image)
-    canal = _canal(image, body, spacing)
-    if canal is None:
+    spine = spine or find_spine(volume)
+    if spine.canal is None:
         return BloodPool()
-    lungs, organ = _trunk(image, body, spacing)
-    first, last = int(canal[0, 0]), int(canal[-1, 0]) + 1
+    spacing = spine.spacing
+    z, y, x = spacing
+    lungs, organ = _trunk(spine)
+    first, last = int(spine.canal[0, 0]), int(spine.canal[-1, 0]) + 1
     trunk_mm = float(np.count_nonzero((lungs | organ)[first:last]) * z)
     spine_mm = float((last - first) * z)
-    zone = _zone(hu, image, body, canal, steps, spacing)
+    zone = _zone(volume, spine, spine.canal)
     if zone is None:
         return BloodPool(trunk_mm=trunk_mm, spine_mm=spine_mm)
     doubtful = _pieces(zone, STRAY_HU, spacing, strict=False)
     stray = np.nan if doubtful is None else float(zone.smooth[doubtful].max())
+    near = zone.around(zone.near)
     for level in LEVELS:
-        pieces = _pieces(zone, level, spacing)
+        pieces = _pieces(near, level, spacing)
         if pieces is None:
             continue
         slices = pieces.any(axis=(1, 2))
@@ -152,39 +219,36 @@ def blood_pool(volume: Volume) -> BloodPool:
         if found or _is_heart(pieces & lungs[first:last, None, None], spacing):
             ml = float(np.count_nonzero(pieces) * z * y * x / 1000)
             # A short bright piece among long dark ones must not set the level: slices count alike.
-            here = [np.median(s[p]) for s, p in zip(zone.smooth, pieces, strict=True) if p.any()]
+            here = [np.median(s[p]) for s, p in zip(near.smooth, pieces, strict=True) if p.any()]
             return BloodPool(float(np.median(here)), ml, length, stray, trunk_mm, spine_mm)
     return BloodPool(stray_hu=stray, trunk_mm=trunk_mm, spine_mm=spine_mm)
 
 
-def lit_before_spine(plain: Volume, virtual: Volume) -> tuple[float, float]:
+def lit_before_spine(spine: Spine, virtual: Volume) -> tuple[float, float]:
     """What a virtual scan lights up where aorta, arch and heart are.
 
     In each slice of the spinal canal's course, the largest connected piece before the spine that
     rose by more than ``ROSE_HU``, of at least ``AORTA_MM2``.
 
     Args:
-        virtual: On the voxels of ``plain``.
+        spine: Of the plain scan.
+        virtual: On the voxels of the plain scan.
 
     Returns:
         Median over slices of the median HU of what rose most in the piece, NaN without any; and
         the share of slices that have one.
     """
-    steps, (z, y, x) = _coarse(plain)
-    image = _averaged(_turned(plain, plain), steps)
-    canal = _canal(image, _body(image), (z, y, x))
+    canal, (_, y, x) = spine.canal, spine.spacing
     if canal is None:
         return np.nan, 0.0
-    first, last = int(canal[0, 0]), int(canal[-1, 0]) + 1
-    after = _averaged(_turned(virtual, plain), steps)[first:last]
-    rose = after - image[first:last]
-    ahead = (canal[:, 1, None] - np.arange(image.shape[1])) * y  # mm before the canal
-    left = (np.arange(image.shape[2]) - canal[:, 2, None]) * x
+    parts = _around(spine, canal, (FAR_MM, 0.0), (ASIDE_MM, ASIDE_MM))
+    after = _averaged(spine.voxels(virtual, parts), spine.steps)
+    rose = after - spine.image[parts]
+    ahead, left = _places(canal, parts, spine.spacing)
+    near = (ahead > 0) & (ahead <= FAR_MM) & (np.abs(left) <= ASIDE_MM)
     levels = []
-    for number, (hu, change) in enumerate(zip(after, rose, strict=True)):
-        near = (ahead[number] > 0) & (ahead[number] <= FAR_MM)
-        lit = (change > ROSE_HU) & near[:, None] & (np.abs(left[number]) <= ASIDE_MM)
-        pieces, count = ndimage.label(lit)
+    for hu, change, here in zip(after, rose, near, strict=True):
+        pieces, count = ndimage.label((change > ROSE_HU) & here)
         sizes = np.bincount(pieces.ravel(), minlength=2)[1:]
         if count and sizes.max() * y * x >= AORTA_MM2:
             piece = pieces == 1 + int(sizes.argmax())
@@ -203,21 +267,17 @@ class _Zone(NamedTuple):
     ahead: Mask  # before vertebrae
     vertebra: Mask
 
-
-def _coarse(volume: Volume) -> tuple[list[int], Triple]:
-    """Voxels along each axis that the averaged copy joins into one, and its spacing in mm."""
-    targets = (SLICE_MM, PLANE_MM, PLANE_MM)
-    steps = [
-        min(max(1, int(mm / step + 0.3)), n)
-        for mm, step, n in zip(targets, volume.spacing, volume.hu.shape, strict=True)
-    ]
-    z, y, x = (step * mm for step, mm in zip(steps, volume.spacing, strict=True))
-    return steps, (z, y, x)
+    def around(self, wanted: Mask) -> _Zone:
+        """The same around what is wanted, and nothing even beside that."""
+        rows, columns = (np.flatnonzero(wanted.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+        cut = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        parts: list[Any] = list(self._replace(even=self.even & wanted))
+        return _Zone(*(np.ascontiguousarray(part[cut]) for part in parts))
 
 
-def _turned(volume: Volume, like: Volume) -> NDArray[np.int16]:
-    """HU with x rising to the patient's left and y to the back, by the geometry of ``like``."""
-    return volume.hu[:, :: _sense(like, 1), :: _sense(like, 0)]
+def _turned(volume: Volume) -> NDArray[np.int16]:
+    """HU with x rising to the patient's left and y to the back."""
+    return volume.hu[:, :: _sense(volume, 1), :: _sense(volume, 0)]
 
 
 def _sense(volume: Volume, axis: int) -> int:
@@ -236,17 +296,6 @@ def _averaged(hu: NDArray[Any], steps: list[int], square: bool = False) -> Array
     return total / np.float32(np.prod(steps))
 
 
-def _body(image: Array) -> Mask:
-    """The largest thing denser than lung, without the table; lungs are not filled."""
-    dense = (image > BODY_HU).view(np.uint8)
-    for rank in (ndimage.minimum_filter1d, ndimage.maximum_filter1d):
-        dense = rank(rank(dense, TABLE, axis=1, mode="nearest"), TABLE, axis=2, mode="nearest")
-    pieces, count = ndimage.label(dense)
-    if not count:
-        return dense.view(bool)
-    return pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-
-
 def _canal(image: Array, body: Mask, spacing: Triple) -> Floats | None:
     """The middle of the spinal canal, (z, y, x) in voxels, a row for each slice of its course.
 
@@ -254,23 +303,22 @@ def _canal(image: Array, body: Mask, spacing: Triple) -> Floats | None:
     than a spine bends is the canal.
     """
     window = max(1, round(RING_MM / spacing[0])) | 1
-    bone = ndimage.maximum_filter1d(image, window, axis=0) > BONE_HU
-    bone &= ndimage.binary_dilation(body)
-    holes, count = ndimage.label(~bone, _IN_PLANE)
+    bone = box(image > BONE_HU, True, (window, 1, 1)) & square(body, True, 3)
+    holes, count = ndimage.label(~bone, IN_PLANE)
     area = np.bincount(holes.ravel(), minlength=count + 1) * spacing[1] * spacing[2]
     area[0] = 0.0
-    boxes = ndimage.find_objects(holes)
+    places = ndimage.find_objects(holes)
     found = []
     for number in np.flatnonzero((area > CANAL_MM2[0]) & (area < CANAL_MM2[1])):
-        box = boxes[number - 1]
-        z, hole = box[0].start, holes[box][0] == number
+        place = places[number - 1]
+        z, hole = place[0].start, holes[place][0] == number
         rows, columns = np.nonzero(hole)
-        y, x = rows.mean() + box[1].start, columns.mean() + box[2].start
+        y, x = rows.mean() + place[1].start, columns.mean() + place[2].start
         skin = np.flatnonzero(body[z, :, round(x)])
         if not len(skin):
             continue
         depth = (skin[-1] - y) * spacing[1]
-        level = np.median(image[box][0][hole])
+        level = np.median(image[place][0][hole])
         if CANAL_HU[0] < level < CANAL_HU[1] and CANAL_DEPTH_MM[0] < depth < CANAL_DEPTH_MM[1]:
             found.append((float(z), y, x))
     if not found:
@@ -295,17 +343,15 @@ def _canal(image: Array, body: Mask, spacing: Triple) -> Floats | None:
     return np.stack([z, *(np.interp(z, known[:, 0], known[:, i]) for i in (1, 2))], axis=1)
 
 
-def _trunk(image: Array, body: Mask, spacing: Triple) -> tuple[Mask, Mask]:
+def _trunk(spine: Spine) -> tuple[Mask, Mask]:
     """Slices with lungs, and those of a trunk with an organ as large as a liver, [Z] each."""
-    coarse = ndimage.gaussian_filter(image, (0, 3 / spacing[1], 3 / spacing[2]))[:, ::2, ::2]
-    body = body[:, ::2, ::2]
-    step = (2 * spacing[1], 2 * spacing[2])
+    steps = [1, *(min(2, n) for n in spine.image.shape[1:])]
+    coarse = _averaged(spine.image, steps)
+    body = spine.body[:, :: steps[1], :: steps[2]][:, : coarse.shape[1], : coarse.shape[2]]
+    _, *step = (n * mm for n, mm in zip(steps, spine.spacing, strict=True))
     pixel = step[0] * step[1]
-    gaps, count = ndimage.label(~body, _IN_PLANE)
-    enclosed = np.ones(count + 1, bool)
-    enclosed[0] = False  # the body itself
-    enclosed[gaps[:, [0, -1]]] = enclosed[gaps[:, :, [0, -1]]] = False  # and what lies around it
-    aerated = enclosed[gaps] & (coarse > LUNG_HU[0]) & (coarse < LUNG_HU[1])
+    coarse = ndimage.gaussian_filter(coarse, (0, 3 / step[0], 3 / step[1]))
+    aerated = enclosed(body) & (coarse > LUNG_HU[0]) & (coarse < LUNG_HU[1])
     lungs = np.count_nonzero(aerated, axis=(1, 2)) * pixel > LUNG_MM2
     soft = (coarse > ORGAN_HU[0]) & (coarse < ORGAN_HU[1]) & body
     room = np.array([ndimage.distance_transform_edt(plane, step).max() for plane in soft])
@@ -313,40 +359,49 @@ def _trunk(image: Array, body: Mask, spacing: Triple) -> tuple[Mask, Mask]:
     return lungs, (room > ORGAN_MM) & (area > TRUNK_MM2)
 
 
-def _zone(
-    hu: NDArray[np.int16],
-    image: Array,
-    body: Mask,
-    canal: Floats,
-    steps: list[int],
-    spacing: Triple,
-) -> _Zone | None:
-    """What is even before the spine; None where there is too little soft tissue to compare with."""
-    margins = ((0, 0), (DOUBT_MM + 10, 40), (80, 80))
+def _around(
+    spine: Spine, canal: Floats, deep_mm: tuple[float, float], wide_mm: tuple[float, float]
+) -> tuple[slice, slice, slice]:
+    """The part of the image so far before and behind the canal, to its right and to its left."""
     parts = []
-    for axis, (below, above) in enumerate(margins):
-        low = int(canal[:, axis].min() - below / spacing[axis])
-        high = int(canal[:, axis].max() + above / spacing[axis]) + 1
-        parts.append(slice(max(low, 0), min(high, image.shape[axis])))
-    crop = tuple(parts)
-    native = tuple(slice(p.start * n, p.stop * n) for p, n in zip(parts, steps, strict=True))
-    image, body, sharp = image[crop], body[crop], np.clip(hu[native], -300, 2000)
+    for axis, (below, above) in enumerate(((0.0, 0.0), deep_mm, wide_mm)):
+        low = int(canal[:, axis].min() - below / spine.spacing[axis])
+        high = int(canal[:, axis].max() + above / spine.spacing[axis]) + 1
+        parts.append(slice(max(low, 0), min(high, spine.image.shape[axis])))
+    return parts[0], parts[1], parts[2]
 
+
+def _places(
+    canal: Floats, parts: tuple[slice, slice, slice], spacing: Triple
+) -> tuple[Floats, Floats]:
+    """How far pixels lie before the canal, [Z, h, 1], and to its left, [Z, 1, w], mm."""
+    rows, columns = (np.arange(part.start, part.stop) for part in parts[1:])
+    ahead = (canal[:, 1, None] - rows)[:, :, None] * spacing[1]
+    left = (columns - canal[:, 2, None])[:, None, :] * spacing[2]
+    return ahead, left
+
+
+def _zone(volume: Volume, spine: Spine, canal: Floats) -> _Zone | None:
+    """What is even before the spine; None where there is too little soft tissue to compare with."""
+    spacing = spine.spacing
+    parts = _around(spine, canal, (DOUBT_MM + 10, 40.0), (80.0, 80.0))
+    image, body = spine.image[parts], spine.body[parts]
     sigma = (min(2.0, 0.6 * spacing[0]), 2.0, 2.0)  # mm
     smooth = ndimage.gaussian_filter(image, [s / mm for s, mm in zip(sigma, spacing, strict=True)])
-    ball = _ball(BALL_MM, spacing)
-    mean = (ball / ball.sum()).astype(np.float32)
+    around = ball(BALL_MM, spacing)
+    count = np.float32(np.count_nonzero(around))
 
     def spread(values: Array, squares: Array) -> Array:
         """Variance within the ball."""
-        inside = ndimage.convolve(values, mean)
-        return np.maximum(ndimage.convolve(squares, mean) - inside * inside, 0)
+        inside = over_ball(values, around, np.add) / count
+        return np.maximum(over_ball(squares, around, np.add) / count - inside * inside, 0)
 
     # Noise and texture of the voxels themselves, without the slope at an edge.
-    fine = spread(_averaged(sharp, steps), _averaged(sharp, steps, square=True))
+    sharp = np.clip(spine.voxels(volume, parts), -300, 2000)
+    fine = spread(_averaged(sharp, spine.steps), _averaged(sharp, spine.steps, square=True))
     sd = np.sqrt(np.maximum(fine - spread(smooth, smooth * smooth), 0))
-    lowest = ndimage.minimum_filter(smooth, footprint=ball)
-    highest = ndimage.maximum_filter(smooth, footprint=ball)
+    lowest = over_ball(smooth, around, np.minimum)
+    highest = over_ball(smooth, around, np.maximum)
     soft = (lowest > -10) & (highest < 120) & body
     if np.count_nonzero(soft) < 50:
         return None
@@ -354,50 +409,42 @@ def _zone(
     even = highest - lowest < 0.35 * np.maximum(smooth, 100) + noise
     even &= (highest < 900) & (sd < TEXTURE * noise) & body
 
-    rows, columns = (np.arange(p.start, p.stop) for p in parts[1:])
-    ahead = (canal[:, 1, None] - rows)[:, :, None] * spacing[1]  # mm before the canal
-    left = (columns - canal[:, 2, None])[:, None, :] * spacing[2]
+    ahead, left = _places(canal, parts, spacing)
     near = (ahead > 0) & (ahead <= FAR_MM) & (np.abs(left) <= ASIDE_MM)
     far = (ahead > 0) & (ahead <= DOUBT_MM) & (np.abs(left) <= DOUBT_ASIDE_MM)
     vertebra = (ahead < VERTEBRA_MM) & (np.abs(left) < VERTEBRA_MM / 2)
-    return _Zone(smooth, lowest, even & far, near, np.asarray(ahead >= VERTEBRA_MM), vertebra)
+    before = np.broadcast_to(ahead >= VERTEBRA_MM, near.shape)
+    return _Zone(smooth, lowest, even & far, near, before, vertebra)
 
 
 def _is_heart(pieces: Mask, spacing: Triple) -> bool:
     """Whether one piece between the lungs is as large as blood in a heart or an arch."""
     numbered, _ = ndimage.label(pieces)
-    for number, box in enumerate(ndimage.find_objects(numbered), start=1):
-        ml = np.count_nonzero(numbered[box] == number) * np.prod(spacing) / 1000
-        if (box[0].stop - box[0].start) * spacing[0] >= HEART_MM and ml >= HEART_ML:
+    for number, place in enumerate(ndimage.find_objects(numbered), start=1):
+        ml = np.count_nonzero(numbered[place] == number) * np.prod(spacing) / 1000
+        if (place[0].stop - place[0].start) * spacing[0] >= HEART_MM and ml >= HEART_ML:
             return True
     return False
-
-
-def _ball(radius: float, spacing: Triple) -> Mask:
-    z, y, x = (
-        np.arange(-int(radius / mm + 1e-6), int(radius / mm + 1e-6) + 1) * mm for mm in spacing
-    )
-    return (z**2)[:, None, None] + (y**2)[:, None] + x**2 <= radius**2 + 1e-6
 
 
 def _pieces(zone: _Zone, level: float, spacing: Triple, strict: bool = True) -> Mask | None:
     """The even pieces brighter than a level that are no vertebra, [Z, h, w]; None: there are none.
 
     Args:
-        strict: Only pieces of some length that lie before the spine, not beside it or far off.
+        strict: Only pieces of some length, before the spine and not beside it.
     """
     bright = zone.even & (zone.lowest > level)
-    pieces, count = ndimage.label(bright & zone.near if strict else bright, np.ones((3, 3, 3)))
-    if not count:
+    if not bright.any():
         return None
+    pieces, count = ndimage.label(bright, np.ones((3, 3, 3)))
     size = np.bincount(pieces.ravel(), minlength=count + 1)
     bony = np.bincount(pieces[zone.vertebra], minlength=count + 1)
     keep = size * np.prod(spacing) >= PIECE_ML * 1000
     keep[0] = False
     if strict:
-        ahead = np.bincount(pieces[np.broadcast_to(zone.ahead, pieces.shape)], minlength=count + 1)
-        boxes = ndimage.find_objects(pieces)
-        length = np.array([0, *((box[0].stop - box[0].start) * spacing[0] for box in boxes)])
+        ahead = np.bincount(pieces[zone.ahead], minlength=count + 1)
+        places = ndimage.find_objects(pieces)
+        length = np.array([0, *((one[0].stop - one[0].start) * spacing[0] for one in places)])
         keep &= (length >= PIECE_MM) & (bony < 0.1 * size) & (ahead >= 0.5 * size)
     else:
         keep &= bony < 0.5 * size

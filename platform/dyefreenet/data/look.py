@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from dyefreenet.data.align import BODY_HU, resample_like
+from dyefreenet.data.align import resample_like
+from dyefreenet.data.morphology import BODY_HU
 from dyefreenet.data.volume import Volume
 
 Window = tuple[float, float]  # HU shown black, HU shown white

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dyefreenet.data.morphology import BODY_HU
 from dyefreenet.errors import SeriesError
 
 AIR_HU = -1024
-TISSUE_HU = -300  # between lung and fat
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ def require_tissue(volume: Volume) -> None:
         SeriesError: ``empty``.
     """
     low, high = int(volume.hu.min()), int(volume.hu.max())
-    if high <= TISSUE_HU:
+    if high <= BODY_HU:
         raise SeriesError("empty", f"expected a body, found {low} to {high} HU")

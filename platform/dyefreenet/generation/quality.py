@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyefreenet.config import Phase
-from dyefreenet.data.blood import CONTRAST_HU, BloodPool, lit_before_spine
+from dyefreenet.data.blood import CONTRAST_HU, BloodPool, Spine, lit_before_spine
+from dyefreenet.data.morphology import square
 from dyefreenet.data.volume import Volume
-from dyefreenet.evaluate.regions import body_mask, square
+from dyefreenet.evaluate.regions import body_mask
 
 Flag = Literal[
     "contrast-before",  # the plain scan's blood is brighter than blood without iodine
@@ -87,6 +88,7 @@ def judge(
     body: NDArray[np.bool_],
     phase: Phase,
     before: BloodPool,
+    spine: Spine,
 ) -> Quality:
     """Measure a virtual series against its plain one.
 
@@ -94,8 +96,9 @@ def judge(
         body: True inside the patient, [Z, H, W].
         phase: That was to be made.
         before: What ``blood_pool`` found in the plain scan.
+        spine: Of the plain scan.
     """
-    level_hu, share = lit_before_spine(plain, virtual)
+    level_hu, share = lit_before_spine(spine, virtual)
     changes, lit, outside = [], 0, 0
     soft = np.zeros(len(plain.hu))
     for z, inside in enumerate(body):
