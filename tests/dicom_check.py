@@ -1,9 +1,14 @@
-"""What a derived image must say and must not: the tests ask it of every image they write."""
+"""What a derived image must say and must not: the tests ask it of every image they write.
+
+And what dciodvfy and dcentvfy say of it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -116,3 +121,22 @@ def _faults(image: Dataset, source: Dataset, drawn: bool) -> Iterator[str]:
         yield "DerivationDescription does not say what was done"
     if len(image.get("ContributingEquipmentSequence") or []) < 1:
         yield "ContributingEquipmentSequence is missing"
+
+
+def complaints(paths: Iterable[Path]) -> set[str]:
+    """Errors of dciodvfy, but for Synthetic Data, which is younger than Debian's copy of it."""
+    errors = set()
+    for path in paths:
+        done = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True)
+        errors |= {
+            line
+            for line in (done.stdout + done.stderr).splitlines()
+            if line.startswith("Error") and "(0008,001c)" not in line
+        }
+    return errors
+
+
+def disagreements(paths: Iterable[Path]) -> str:
+    """What dcentvfy finds to differ between files of one patient and study."""
+    done = subprocess.run(["dcentvfy", *map(str, paths)], capture_output=True, text=True)
+    return done.stdout + done.stderr + (f"ended with {done.returncode}" if done.returncode else "")

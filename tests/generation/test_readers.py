@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from urllib.error import URLError
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_check import faults
+from dicom_check import complaints, disagreements, faults
 from made_up_ct import enhanced, make_ct, saved
 from object_store import free_ports
 from pydicom.dataset import Dataset
+from pydicom.uid import UID, RLELossless
+from syntaxes import LOSSLESS, LOSSY, PLAIN, in_syntax
 
 from dyefreenet import recipes
 from dyefreenet.data.dicom import Series, read_series
@@ -119,50 +123,110 @@ def test_the_checker_finds_a_seeded_fault(name):
 # ---- other programs ------------------------------------------------------------------------------
 
 
+SYNTAXES = [(uid, False) for uid in (*PLAIN, RLELossless, *LOSSLESS)] + [(u, True) for u in LOSSY]
+
+
+def words(uid_and_loss: tuple[UID, bool]) -> str:
+    uid, lossy = uid_and_loss
+    return f"{uid.keyword} {'lossy' if lossy else ''}"
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> dict[str, Path]:
-    """A made-up patient's plain series and what was derived from it, in folders."""
-    root = tmp_path_factory.mktemp("readers")
-    recipe = recipes.load("demo", ["phantom.slices=8", "phantom.matrix=[64]"])
-    write_one(recipe.phantom, 0, root / "drawn", "chest")
-    (root / "virtual").mkdir()
-    (root / "plain").mkdir()
-    files = sorted((root / "drawn").rglob("*.dcm"))
-    for file in files:
-        (root / "plain" / file.name).write_bytes(file.read_bytes())
-    series = read_series(sorted((root / "plain").iterdir()))
-    for name, content in derive(series, series.volume.hu + np.int16(7), MADE):
-        (root / "virtual" / name).write_bytes(content)
-    return {name: root / name for name in ("plain", "virtual")}
+def drawn(tmp_path_factory) -> list[Path]:
+    """A made-up chest, uncompressed."""
+    root = tmp_path_factory.mktemp("drawn")
+    recipe = recipes.load("demo", ["phantom.slices=6", "phantom.matrix=[64]"])
+    write_one(recipe.phantom, 0, root, "chest")
+    return sorted(root.rglob("*.dcm"))
 
 
-def test_highdicom_reads_the_same_hu(pair):
-    import highdicom
+@pytest.fixture(scope="module")
+def pairs(drawn, tmp_path_factory) -> dict[tuple[UID, bool], tuple[Path, Path]]:
+    """Folders of a plain series in every transfer syntax, and of what was derived from it.
 
-    images = [pydicom.dcmread(file) for file in sorted(pair["virtual"].iterdir())]
-    volume = highdicom.get_volume_from_series(images)
-    ours = read_series(sorted(pair["virtual"].iterdir())).volume
-    found = np.asarray(volume.array)
-    assert np.array_equal(found, ours.hu) or np.array_equal(found[::-1], ours.hu)
-    assert np.allclose(volume.spacing, ours.spacing, atol=1e-4)
+    Each is another patient's, or nobody could keep them apart.
+    """
+    made = {}
+    for number, (syntax, lossy) in enumerate(SYNTAXES):
+        root = tmp_path_factory.mktemp("pair")
+        plain, virtual = root / "plain", root / "virtual"
+        for folder in (plain, virtual):
+            folder.mkdir()
+        for file in drawn:
+            ds = pydicom.dcmread(file)
+            ds.PatientID = ds.PatientName = f"SYNTAX-{number}"
+            ds.BitsStored, ds.HighBit = 12, 11  # as much as lossy JPEG holds
+            for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+                setattr(ds, word, f"{ds[word].value[:56]}.{number}")
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            (plain / file.name).write_bytes(in_syntax(saved(ds), syntax, lossy))
+        series = read_series(sorted(plain.iterdir()))
+        for name, content in derive(series, series.volume.hu + np.int16(7), MADE):
+            (virtual / name).write_bytes(content)
+        made[syntax, lossy] = plain, virtual
+    return made
 
 
-@pytest.mark.program("dcm2niix")
-def test_dcm2niix_reads_the_same_hu(pair, tmp_path):
-    for name, folder in pair.items():
-        words = ["dcm2niix", "-b", "n", "-z", "n", "-f", name, "-o", str(tmp_path), str(folder)]
-        subprocess.run(words, check=True, capture_output=True)
-    plain, virtual = (sitk.ReadImage(str(tmp_path / f"{name}.nii")) for name in pair)
-    assert plain.GetSize() == virtual.GetSize() and plain.GetOrigin() == virtual.GetOrigin()
-    assert plain.GetDirection() == virtual.GetDirection()
-    before, after = (sitk.GetArrayFromImage(image).astype(int) for image in (plain, virtual))
-    measured = before > -1024  # what is padding stays
-    assert np.median((after - before)[measured]) == 7
+def others(folder: Path, scratch: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """HU of a series as other programs read it, foot to head or head to foot."""
+    files = sorted(folder.iterdir())
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    yield "SimpleITK", sitk.GetArrayFromImage(reader.Execute())
+    volume = highdicom.get_volume_from_series([pydicom.dcmread(file) for file in files])
+    yield "highdicom", np.asarray(volume.array)
+    if shutil.which("dcm2niix"):
+        command = ["dcm2niix", "-b", "n", "-z", "n", "-f", "nii", "-o", str(scratch), str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+        yield "dcm2niix", sitk.GetArrayFromImage(sitk.ReadImage(str(scratch / "nii.nii")))[:, ::-1]
+
+
+def require_readable(plain: list[Path], virtual: Path, scratch: Path) -> None:
+    """That nobody finds a fault with a derived series, and all read the HU that we do."""
+    series, ours = read_series(plain), read_series(sorted(virtual.iterdir()))
+    expected = np.clip(series.volume.hu + np.int16(7), -1024, 3071)
+    measured = np.ones(expected.shape, bool)
+    if series.volume.padding is not None:
+        measured = ~series.volume.padding
+    assert np.array_equal(ours.volume.hu[measured], expected[measured])
+    images = {ds.SOPInstanceUID: ds for ds in map(pydicom.dcmread, virtual.iterdir())}
+    for header, source in zip(ours.headers, series.headers, strict=True):
+        assert faults(images[header.SOPInstanceUID], source) == []
+    if shutil.which("dciodvfy"):
+        assert complaints(virtual.iterdir()) == set()
+    if shutil.which("dcentvfy"):
+        syntax = pydicom.dcmread(plain[0]).file_meta.TransferSyntaxUID
+        knows = not syntax.is_deflated and "HTJ2K" not in syntax.keyword  # and it is older
+        sources = plain if knows else []
+        assert disagreements([*sources, *virtual.iterdir()]) == ""
+    for name, found in others(virtual, scratch):
+        same = [
+            np.array_equal(turned[measured], expected[measured]) for turned in (found, found[::-1])
+        ]
+        assert any(same), name
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=words)
+def test_what_comes_from_any_transfer_syntax_is_read_alike_by_all(pairs, syntax, tmp_path):
+    plain, virtual = pairs[syntax]
+    assert pydicom.dcmread(next(plain.iterdir())).file_meta.TransferSyntaxUID == syntax[0]
+    require_readable(sorted(plain.iterdir()), virtual, tmp_path)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["acrin_flt001_abdpelvis_nc", "nlst_101287_lowdose_nc"])
+def test_what_comes_from_real_series_is_read_alike_by_all(real_data, tmp_path, name):
+    plain = sorted((real_data / name).glob("*.dcm"))[40:64]
+    series = read_series(plain)
+    (tmp_path / "virtual").mkdir()
+    for file, content in derive(series, series.volume.hu + np.int16(7), MADE):
+        (tmp_path / "virtual" / file).write_bytes(content)
+    require_readable(plain, tmp_path / "virtual", tmp_path)
 
 
 @pytest.mark.program("Orthanc")
 @pytest.mark.program("storescu")
-def test_orthanc_takes_both_as_one_study_and_a_repeat_as_stored(pair, tmp_path):
+def test_orthanc_takes_both_as_one_study_and_a_repeat_as_stored(pairs, tmp_path):
     http, dicom = free_ports(2)
     settings = {
         "Name": "tests",
@@ -194,19 +258,21 @@ def test_orthanc_takes_both_as_one_study_and_a_repeat_as_stored(pair, tmp_path):
                 break
             except (URLError, ConnectionError):
                 time.sleep(0.25)
-        for folder in pair.values():
-            for file in folder.iterdir():
-                assert ask("instances", file.read_bytes())["Status"] == "Success"
-        (study,) = ask("studies")
-        assert len(ask(f"studies/{study}")["Series"]) == 2
-        again = next(pair["virtual"].iterdir()).read_bytes()
-        assert ask("instances", again)["Status"] == "AlreadyStored"
-        files = [str(file) for file in pair["virtual"].iterdir()]
-        sent = subprocess.run(
-            ["storescu", "127.0.0.1", str(dicom), *files], capture_output=True, text=True
-        )
-        assert sent.returncode == 0, sent.stderr
-        assert len(ask("instances")) == 2 * len(files)
+        for file in (file for pair in pairs.values() for one in pair for file in one.iterdir()):
+            assert ask("instances", file.read_bytes())["Status"] == "Success"
+        studies = ask("studies")
+        assert len(studies) == len(pairs)
+        assert all(len(ask(f"studies/{study}")["Series"]) == 2 for study in studies)
+        stored = len(ask("instances"))
+        for _, virtual in pairs.values():
+            again = next(virtual.iterdir()).read_bytes()
+            assert ask("instances", again)["Status"] == "AlreadyStored"
+            files = [str(file) for file in virtual.iterdir()]
+            sent = subprocess.run(
+                ["storescu", "127.0.0.1", str(dicom), *files], capture_output=True, text=True
+            )
+            assert sent.returncode == 0, sent.stderr
+        assert len(ask("instances")) == stored
     finally:
         server.terminate()
         server.wait(30)
