@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr, write_data_element
@@ -258,13 +258,28 @@ def _same_in_all(headers: Sequence[Dataset]) -> list[BaseTag]:
         # Numbers are compared as written: 1.0 and 1.00 both go back as they came.
         return value if isinstance(value, DicomSequence) else str(value)
 
+    def alike(one: Dataset, other: Dataset, tag: BaseTag) -> bool:
+        raw = one.get_item(tag), other.get_item(tag)
+        if raw[0] is raw[1]:
+            return True
+        if one.original_character_set == other.original_character_set and all(
+            isinstance(element, RawDataElement) and element.value is not None for element in raw
+        ):
+            # As bytes, where nobody has asked for them yet: understanding all of them takes longer
+            # than all the rest of an image.
+            return _spelled(raw[0]) == _spelled(raw[1])
+        return bool(content(one, tag) == content(other, tag))
+
     first, *others = headers
-    same = []
-    for tag in filter(_is_kept, first.keys()):
-        expected = content(first, tag)
-        if all(content(header, tag) == expected for header in others):
-            same.append(tag)
-    return same
+    return [
+        tag
+        for tag in filter(_is_kept, first.keys())
+        if all(alike(first, header, tag) for header in others)
+    ]
+
+
+def _spelled(element: Any) -> tuple[Any, ...]:
+    return element.VR, element.value, element.is_implicit_VR, element.is_little_endian
 
 
 def _carried_over(header: Dataset, tags: Sequence[BaseTag]) -> Dataset:

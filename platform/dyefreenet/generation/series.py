@@ -182,13 +182,14 @@ def make_series(
         _require_memory(hu.size)
         virtual, apart = predict(Volume(hu, tuple(told["spacing"])), told["breaks"])
         predicted = time.monotonic()
-        answer, contents = guard.run(
+        answer, _ = guard.run(
             finish,
             row.key,
             virtual.tobytes(),
             b"" if apart is None else apart.tobytes(),
             config,
             making,
+            target,
         )
     except SeriesError as refusal:
         record |= {"status": REFUSED, "code": refusal.reason, "detail": refusal.detail}
@@ -196,15 +197,12 @@ def make_series(
         detail = str(failure) if isinstance(failure, Failed) else type(failure).__name__
         record |= {"status": FAILED, "code": _code(failure), "detail": detail}
     else:
-        names = [*answer["names"], f"previews/{row.key}.jpg"]
-        with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(target.write, names, contents))
         now = time.monotonic()
         record |= {
             "status": DONE,
-            "files": dict(zip(names, digests, strict=True)),
+            "files": answer["files"],
             "slices": len(hu),
-            "bytes": sum(map(len, contents)),
+            "bytes": answer["bytes"],
             "source_sha256": told["sha256"],
             "notes": list(told["notes"]),
             "breaks": len(told["breaks"]),

@@ -2,7 +2,8 @@
 
 All of it runs in a process of its own (``data.guard``), for decoders read bytes from strangers.
 That process keeps the series open from ``open_series`` to ``finish``, so that nothing is read twice
-and headers stay where they were parsed; only voxels go to and fro. No torch, no Ray.
+and headers stay where they were parsed; only voxels go to and fro, and what is made is written from
+there. No torch, no Ray.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import io
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from dyefreenet.data.volume import Volume, require_tissue
 from dyefreenet.errors import SeriesError
 from dyefreenet.generation.export import BANNER, Making, derive, derived_uid
 from dyefreenet.generation.quality import body_of, judge
+from dyefreenet.store import Folder
 
 Answer = tuple[dict[str, Any], list[bytes]]
 
@@ -112,9 +115,9 @@ def read_plain(row: SeriesRow, slice_wise: bool) -> tuple[Volume, Series | None,
 
 
 def finish(
-    key: str, predicted: bytes, apart: bytes, config: GenerateConfig, made: Making
+    key: str, predicted: bytes, apart: bytes, config: GenerateConfig, made: Making, target: Folder
 ) -> Answer:
-    """The files that the open series becomes.
+    """Write the files that the open series becomes.
 
     What lies outside of the body, and padding, is the source's own again, whatever was predicted.
 
@@ -124,10 +127,11 @@ def finish(
         apart: How far predictions lie apart, the same way; empty: not asked for.
 
     Returns:
-        ``names`` of the files below the target, ``quality``; and their contents, the preview last.
+        ``files``, SHA-256 by name below the target, their ``bytes`` together, and ``quality``.
 
     Raises:
         SeriesError: The source lacks an identifier that a derived image must name.
+        StorageError: The target cannot be written.
         Failed: No series is open.
     """
     global _open
@@ -152,7 +156,11 @@ def finish(
         output = "nifti" if config.output == "png" else config.output
         more = _files(opened, key, spread, replace(made, spread=True), output)
         names, contents = names + more[0], contents + more[1]
-    return told | {"names": names}, [*contents, strip(plain, virtual, BANNER)]
+    names, contents = [*names, f"previews/{key}.jpg"], [*contents, strip(plain, virtual, BANNER)]
+    with ThreadPoolExecutor(8) as hands:
+        digests = list(hands.map(target.write, names, contents))
+    told["files"] = dict(zip(names, digests, strict=True))
+    return told | {"bytes": sum(map(len, contents))}, []
 
 
 def _files(
