@@ -14,6 +14,7 @@ import os
 import random
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -89,11 +90,12 @@ class Bucket:
     name: str
     prefix: str
 
-    def get(self, name: str, first: int | None = None) -> tuple[bytes, str]:
-        """Content of an object, and the SHA-256 that ``put`` left with it ("": another wrote it).
+    def get(self, name: str, first: int | None = None) -> tuple[bytes, str, str]:
+        """Content of an object, its SHA-256, and the one that ``put`` left with it.
 
-        What another wrote is checked by its ETag, where that is an MD5: not of an upload in parts,
-        nor of one that was encrypted with a key of its own.
+        "" for the first: it was not asked for; for the last: another wrote it. What came over the
+        wire is checked by the checksum that the store has, or else by the ETag where that is an
+        MD5: not of an upload in parts, nor of one that was encrypted with a key of its own.
 
         Args:
             first: Bytes wanted from the beginning; None: all.
@@ -101,19 +103,20 @@ class Bucket:
         Raises:
             FileNotFoundError: There is none.
         """
-        asked = {} if first is None else {"Range": f"bytes=0-{first - 1}"}
+        if first is None:
+            asked = {"x-amz-checksum-mode": "ENABLED"}
+        else:
+            asked = {"Range": f"bytes=0-{first - 1}"}
 
-        def read() -> tuple[bytes, str]:
+        def read() -> tuple[bytes, str, str]:
             content, about = self._get(self._key(name), asked)
-            sha256, etag = about.get("x-amz-meta-sha256", ""), about.get("etag", "").strip('"')
-            has_key = "x-amz-server-side-encryption-customer-algorithm" in about or (
-                "kms" in about.get("x-amz-server-side-encryption", "")
-            )
-            if first is None and not sha256 and not has_key and _MD5.fullmatch(etag):
-                found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-                if found != etag:
-                    raise FlexibleChecksumError(error_msg="other bytes than the ETag tells of")
-            return content, sha256
+            kept = about.get("x-amz-meta-sha256", "")
+            if first is not None:
+                return content, "", kept
+            known = kept or "x-amz-checksum-sha256" in about
+            digest = hashlib.sha256(content) if known else None
+            _require_sums(content, digest, about, by_etag=not kept)
+            return content, digest.hexdigest() if digest else "", kept
 
         return _answer(read)
 
@@ -123,7 +126,8 @@ class Bucket:
         if answer is not None and "content-length" in answer.headers:
             return _whole(answer.content, int(answer.headers["content-length"])), answer.headers
         try:
-            found = _client().get_object(Bucket=self.name, Key=key, **asked)
+            part = {"Range": asked["Range"]} if "Range" in asked else {}
+            found = _client().get_object(Bucket=self.name, Key=key, **part)
         except ClientError as error:
             if _code(error) == "InvalidRange":  # the first bytes of an empty object
                 return b"", {}
@@ -225,6 +229,29 @@ class Bucket:
 
     def _ask(self, operation: str, **values: Any) -> dict[str, Any]:
         return _answer(lambda: getattr(_client(), operation)(Bucket=self.name, **values))
+
+
+def _require_sums(
+    content: bytes, sha256: hashlib._Hash | None, about: Mapping[str, str], by_etag: bool
+) -> None:
+    """That the content is what the headers of its answer tell of."""
+    said = about.get("x-amz-checksum-sha256", "-")
+    found = sha256.digest() if sha256 else b""
+    if "-" in said:  # none, or of an upload in parts
+        said = about.get("x-amz-checksum-crc32", "-")
+        found = b"" if "-" in said else zlib.crc32(content).to_bytes(4, "big")
+    if "-" not in said:
+        if base64.b64encode(found).decode() != said:
+            raise FlexibleChecksumError(error_msg="other bytes than the checksum tells of")
+        return
+    etag = about.get("etag", "").strip('"')
+    has_key = "x-amz-server-side-encryption-customer-algorithm" in about or (
+        "kms" in about.get("x-amz-server-side-encryption", "")
+    )
+    if not by_etag or has_key or not _MD5.fullmatch(etag):
+        return
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != etag:
+        raise FlexibleChecksumError(error_msg="other bytes than the ETag tells of")
 
 
 def _whole(content: bytes, expected: int) -> bytes:

@@ -100,14 +100,14 @@ class Folder:
         for _ in range(2):
             try:
                 with _in_one_line(where, FileNotFoundError):
-                    content, kept = self._place().get(name, first)
+                    content, found, kept = self._place().get(name, first)
             except FileNotFoundError:
                 raise InputError(f"{where}: expected a file, found none") from None
             expected = {sha256, kept} - {""}
             is_part = first is not None and len(content) >= first
             if is_part or not expected:
                 return content
-            found = hashlib.sha256(content).hexdigest()
+            found = found or hashlib.sha256(content).hexdigest()
             if expected == {found}:
                 return content
         raise StoreError(
@@ -231,9 +231,9 @@ class _Disk:
 
     root: Path
 
-    def get(self, name: str, first: int | None = None) -> tuple[bytes, str]:
+    def get(self, name: str, first: int | None = None) -> tuple[bytes, str, str]:
         with open(self.root / name, "rb") as stream:
-            return stream.read(-1 if first is None else first), ""
+            return stream.read(-1 if first is None else first), "", ""
 
     def put(self, name: str, content: bytes, new: bool = False) -> str:
         target = self.root / name
@@ -290,9 +290,9 @@ class _Other:
         fs.invalidate_cache()
         return fs, root
 
-    def get(self, name: str, first: int | None = None) -> tuple[bytes, str]:
+    def get(self, name: str, first: int | None = None) -> tuple[bytes, str, str]:
         fs, root = self._fs()
-        return bytes(fs.cat_file(f"{root}/{name}", start=0, end=first)), ""
+        return bytes(fs.cat_file(f"{root}/{name}", start=0, end=first)), "", ""
 
     def put(self, name: str, content: bytes, new: bool = False) -> str:
         fs, root = self._fs()

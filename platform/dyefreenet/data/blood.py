@@ -20,11 +20,11 @@ from dyefreenet.data.morphology import (
     BODY_HU,
     IN_PLANE,
     ball,
-    box,
     enclosed,
     largest,
     over_ball,
     square,
+    window,
 )
 from dyefreenet.data.volume import Volume
 
@@ -302,8 +302,8 @@ def _canal(image: Array, body: Mask, spacing: Triple) -> Floats | None:
     Holes in bone are looked for slice by slice; the longest chain of holes that moves no faster
     than a spine bends is the canal.
     """
-    window = max(1, round(RING_MM / spacing[0])) | 1
-    bone = box(image > BONE_HU, True, (window, 1, 1)) & square(body, True, 3)
+    ring = max(1, round(RING_MM / spacing[0])) | 1
+    bone = window(image > BONE_HU, True, ring, axis=0) & square(body, True, 3)
     holes, count = ndimage.label(~bone, IN_PLANE)
     area = np.bincount(holes.ravel(), minlength=count + 1) * spacing[1] * spacing[2]
     area[0] = 0.0

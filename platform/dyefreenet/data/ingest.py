@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,7 @@ def ingest(
         survey,
         salt=salt,
         phases=config.phases_csv,
-        spread=spread,
+        spread=spread_small,
         seen=lambda count: report("files", count, 0),
     )
     surveys, more = [look(folder) for folder in paired], [look(folder) for folder in plain]
@@ -329,8 +330,13 @@ def _recorded(
     yield from do(name for name in marks if name not in done)
 
 
-def spread(work: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+def spread(
+    work: Callable[[Item], Answer], items: Iterable[Item], here_s: float = 0.0
+) -> Iterator[Answer]:
     """``map`` over the cluster, in any order, a CPU for each item; without Ray, here.
+
+    Args:
+        here_s: For so many seconds items are done here first, if there is a cluster.
 
     Raises:
         DyeFreeNetError: The first that ``work`` raises.
@@ -339,7 +345,19 @@ def spread(work: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[An
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         yield from map(work, items)
         return
-    yield from over_cluster(partial(answer_of, work), items, WAVE, num_cpus=1)
+    waiting, until = iter(items), time.monotonic() + here_s
+    while time.monotonic() < until:
+        try:
+            item = next(waiting)
+        except StopIteration:
+            return
+        yield work(item)
+    yield from over_cluster(partial(answer_of, work), waiting, WAVE, num_cpus=1)
+
+
+def spread_small(work: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+    """``spread`` of small items: few of them are done before the cluster has started workers."""
+    return spread(work, items, here_s=5.0)
 
 
 def _sweep_up(target: Folder, shards: set[str], jobs: set[str], keys: set[str]) -> None:

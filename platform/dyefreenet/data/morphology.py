@@ -13,28 +13,32 @@ BODY_HU = -300  # between fat, which is body, and lung, which is not
 IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], bool)
 
 
-def box(mask: Mask, grow: bool, sides: tuple[int, int, int]) -> Mask:
-    """Dilation (grow) or erosion by a box of ``sides`` voxels, (z, y, x).
+def window(mask: Mask, grow: bool, side: int, axis: int) -> Mask:
+    """Dilation (grow) or erosion along one axis by ``side`` voxels.
 
     The edge of the picture is no edge of the body: a body that it cuts is not worn away there.
     Windows are joined to ones of twice the width, which takes a tenth of what rank filters take.
     """
+    if side <= 1:
+        return mask
     join = np.logical_or if grow else np.logical_and
-    for axis, side in enumerate(sides):
-        reach = [(0, 0)] * 3
-        reach[axis] = (side // 2, side - 1 - side // 2)
-        mask, width = np.pad(mask, reach, mode="edge") if side > 1 else mask, 1
-        while width < side:
-            step = min(width, side - width)
-            left, right = [slice(None)] * 3, [slice(None)] * 3
-            left[axis], right[axis] = slice(None, -step), slice(step, None)
-            mask, width = join(mask[tuple(left)], mask[tuple(right)]), width + step
+    reach = [(0, 0)] * mask.ndim
+    reach[axis] = (side // 2, side - 1 - side // 2)
+    mask, width = np.pad(mask, reach, mode="edge"), 1
+    while width < side:
+        step = min(width, side - width)
+        left, right = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
+        left[axis], right[axis] = slice(None, -step), slice(step, None)
+        mask, width = join(mask[tuple(left)], mask[tuple(right)]), width + step
     return mask
 
 
 def square(mask: Mask, grow: bool, side: int) -> Mask:
-    """Dilation (grow) or erosion of each slice by a square of ``side`` pixels; see ``box``."""
-    return box(mask, grow, (1, side, side))
+    """Dilation (grow) or erosion of each slice by a square of ``side`` pixels; see ``window``."""
+    out = np.empty(mask.shape, bool)
+    for plane, made in zip(mask, out, strict=True):  # a slice stays in the processor's cache
+        made[:] = window(window(plane, grow, side, 0), grow, side, 1)
+    return out
 
 
 def largest(mask: Mask) -> Mask:

@@ -35,7 +35,7 @@ from dyefreenet.data.archive import SeriesRow, survey
 from dyefreenet.data.cohort import Refused, evidence, plain_only, unusable
 from dyefreenet.data.guard import Guard
 from dyefreenet.data.headers import DICOMDIR
-from dyefreenet.data.ingest import spread as spread_over
+from dyefreenet.data.ingest import spread_small
 from dyefreenet.data.volume import Volume
 from dyefreenet.errors import InputError, StoreError
 from dyefreenet.generation.select import select
@@ -143,7 +143,7 @@ def generate_archive(
     """
     _require_apart(source, target)
     salt = _salt(target, dry_run)
-    seen = survey(source, salt, spread=spread_over, seen=lambda count: report("files", count, 0))
+    seen = survey(source, salt, spread=spread_small, seen=lambda count: report("files", count, 0))
     chosen, refused = _usable(seen.rows, config)
     chosen, left = select(chosen, selection, limit)
     refused += left
@@ -163,7 +163,7 @@ def generate_archive(
     }
     rows = {row.key: row for row in chosen}
     known = _recorded(target, marks)
-    for checked, (key, whole) in enumerate(spread_over(_Whole(target), known.items()), start=1):
+    for checked, (key, whole) in enumerate(spread_small(_Whole(target), known.items()), start=1):
         report("series checked", checked, len(known))
         if whole:
             records[key] = known[key]
