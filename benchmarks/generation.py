@@ -155,7 +155,7 @@ def identity(scratch: Path, series: int, slices: int) -> None:
         print(f"identity: the same objects got and put, and nothing else: {bare:.0f} slices/s")
         runtime.connect()
         for check in (True, False):
-            took, steady = generate("s3://scans/in", f"s3://scans/out-{check}", True, CORES, check)
+            took, steady = generate("s3://scans/in", f"s3://scans/out-{check}", True, check=check)
             kind = "with" if check else "without"
             print(
                 f"identity, S3 to S3, {kind} checks: {slices / steady:.0f} slices/s once begun, "
@@ -264,7 +264,7 @@ def main() -> None:
             write(scratch, options.slices)
         if "identity" in options.only:
             (scratch / "store").mkdir()
-            identity(scratch / "store", 12, options.slices)
+            identity(scratch / "store", 40, options.slices)
         if "overhead" in options.only:
             overhead(scratch, 6, options.slices, 2)
         if "again" in options.only:

@@ -426,6 +426,31 @@ def test_from_python(tmp_path):
 
 
 @pytest.mark.ray
+def test_an_actor_reads_one_series_while_another_is_with_the_network(archive, tmp_path, cluster):
+    def patient(device):  # all of it in here: actors do not find this file
+        class Patient:
+            """Waits until this process has two that read and write."""
+
+            def predict(self, volume, breaks):
+                place = f"/proc/{os.getpid()}/task"
+                for _ in range(300):
+                    readers = 0
+                    for task in os.listdir(place):
+                        with open(f"{place}/{task}/children") as listing:
+                            readers += len(listing.read().split())
+                    if readers > 1:
+                        return volume.hu
+                    time.sleep(0.1)
+                raise RuntimeError("alone")
+
+        return Patient()
+
+    workers = Workers(False, 1.0, 1)
+    account = run(archive, tmp_path, patient, workers=lambda series: workers)
+    assert account["done"] == 3 and not account["failed"]
+
+
+@pytest.mark.ray
 def test_actors_do_the_same_even_if_one_is_killed(archive, tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("DYEFREENET_SALT", "one")
     run(archive, tmp_path / "here")

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import pickle
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +57,8 @@ from dyefreenet.store import Folder, fingerprint, salt_of
 
 JOB = "job.json"
 WAVE = 4096  # series handed to the cluster at once, so that memory does not grow with the archive
-AT_ONCE = 3  # series of an actor: one is read, one is with the network, one is written
+AT_ONCE = 3  # series of an actor at least: one is read, one is with the network, one is written
+CPUS_A_SERIES = 4  # of an actor without a GPU, whose network needs most of them itself
 Report = Callable[[str, int, int], None]
 Load = Callable[[str], Network]  # by device
 FIGURES = (
@@ -308,7 +308,7 @@ class _Task:
 class Worker:
     """The model on one device, for several series at a time: one is with it, others around it.
 
-    Threads call it side by side. Each has a process of its own for reading and writing
+    Threads call it side by side. Each call has a process of its own for reading and writing
     (``data.guard``); the network is one, and series wait for it.
     """
 
@@ -323,7 +323,7 @@ class Worker:
         # One thread for all predictions: OpenMP keeps a team of threads for each that calls it.
         self._turn = ThreadPoolExecutor(1)
         self._turn.submit(self._load, device, threads, tick).result()
-        self._own = threading.local()
+        self._free: list[Guard] = []
 
     def _load(self, device: Device, threads: int, tick: Callable[[int, int], None]) -> None:
         import torch
@@ -337,13 +337,16 @@ class Worker:
 
     def do(self, row: SeriesRow, mark: str) -> Record:
         task = self._task
-        if not hasattr(self._own, "guard"):
+        try:
+            guard = self._free.pop()
+        except IndexError:
             # It holds a series while others are with the network, however long that takes.
-            self._own.guard = Guard(task.config.memory_gib, task.config.seconds, idle_s=86_400)
+            guard = Guard(task.config.memory_gib, task.config.seconds, idle_s=86_400)
         making = task.model.making(row, task.made_on, task.config)
-        record = make_series(
-            row, mark, task.target, task.config, making, self._own.guard, self._predict
-        )
+        try:
+            record = make_series(row, mark, task.target, task.config, making, guard, self._predict)
+        finally:
+            self._free.append(guard)
         _measure(record)
         return record
 
@@ -409,6 +412,7 @@ def _done_by(
     from ray.data import ActorPoolStrategy
 
     packed = cloudpickle.dumps(task)  # a loader may be a function of a benchmark or a test
+    at_once = int(workers.cpus) // (1 if workers.gpu else CPUS_A_SERIES)
     yield from over_cluster(
         _Actor,
         items,
@@ -417,7 +421,8 @@ def _done_by(
         compute=ActorPoolStrategy(
             min_size=1,
             max_size=min(workers.most, len(items)),
-            max_concurrent_calls_per_actor=max(AT_ONCE, int(workers.cpus)),
+            max_concurrent_calls_per_actor=max(AT_ONCE, at_once),
+            enable_true_multi_threading=True,  # or Ray Data lets in one call after the other
         ),
         num_cpus=workers.cpus,
         num_gpus=1 if workers.gpu else 0,
