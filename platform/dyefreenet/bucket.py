@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import botocore.loaders
 import botocore.session
 from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest, AWSResponse
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -37,6 +37,7 @@ from botocore.exceptions import (
 )
 from botocore.httpsession import URLLib3Session
 from botocore.parsers import ResponseParserError
+from botocore.response import StreamingBody
 from botocore.utils import get_environ_proxies, percent_encode
 
 from dyefreenet.errors import ConfigError
@@ -123,8 +124,10 @@ class Bucket:
     def _get(self, key: str, asked: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
         """Content of an object and headers of the answer, their names in small letters."""
         answer = _connection().send("GET", self.name, key, asked)
-        if answer is not None and "content-length" in answer.headers:
-            return _whole(answer.content, int(answer.headers["content-length"])), answer.headers
+        if answer is not None:
+            content, about = answer
+            if "content-length" in about:
+                return _whole(content, int(about["content-length"])), about
         try:
             part = {"Range": asked["Range"]} if "Range" in asked else {}
             found = _client().get_object(Bucket=self.name, Key=key, **part)
@@ -159,7 +162,7 @@ class Bucket:
                     "PUT", self.name, self._key(name), asked, content, digest.hexdigest()
                 )
                 if answer is not None:
-                    return answer.headers.get("x-amz-checksum-sha256")
+                    return answer[1].get("x-amz-checksum-sha256")
             told = _client().put_object(
                 Bucket=self.name,
                 Key=self._key(name),
@@ -357,8 +360,8 @@ class _Connection:
         headers: Mapping[str, str],
         content: bytes | None = None,
         sha256: str = NOTHING,
-    ) -> AWSResponse | None:
-        """The good answer to a request, in half of the client's time or less.
+    ) -> tuple[bytes, Mapping[str, str]] | None:
+        """Content and headers of the good answer to a request, in half of the client's time.
 
         None where this is not all that it takes: ask the client, which understands any answer.
 
@@ -375,16 +378,17 @@ class _Connection:
         if not self.bases[bucket]:
             return None
         address = self.bases[bucket] + percent_encode(key, safe="/~")
-        request = AWSRequest(method, address, headers=dict(headers), data=content)
+        request = AWSRequest(
+            method, address, headers=dict(headers), data=content, stream_output=True
+        )
         request.context["sha256"] = sha256
         credentials = self.credentials.get_frozen_credentials()
         _Signature(credentials, "s3", self.client.meta.region_name).add_auth(request)
         answer = self.session.send(request.prepare())
+        found = StreamingBody(answer.raw, None).read()  # at once, where the client takes 64 KB each
         if answer.status_code in (200, 206):
-            return answer
-        other_region = answer.status_code == 400 and (
-            b"AuthorizationHeaderMalformed" in answer.content
-        )
+            return found, answer.headers
+        other_region = answer.status_code == 400 and b"AuthorizationHeaderMalformed" in found
         if other_region or answer.status_code in (301, 307):
             self.bases[bucket] = ""
         return None

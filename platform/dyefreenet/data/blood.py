@@ -19,6 +19,7 @@ from dyefreenet.config import Phase
 from dyefreenet.data.morphology import (
     BODY_HU,
     IN_PLANE,
+    around,
     ball,
     enclosed,
     largest,
@@ -170,17 +171,10 @@ def find_spine(volume: Volume) -> Spine:
     image = _averaged(_turned(volume), steps)
     dense = image > BODY_HU
     body = largest(square(square(dense, False, TABLE), True, TABLE))
-    corner = [0, 0]
-    if body.any():
-        for axis, rows in ((1, body.any(axis=(0, 2))), (2, body.any(axis=(0, 1)))):
-            where = np.flatnonzero(rows)
-            first, behind = max(where[0] - RIM, 0), where[-1] + 1 + RIM
-            corner[axis - 1] = int(first) * steps[axis]
-            cut = (slice(None),) * axis + (slice(first, behind),)
-            image, body = image[cut], body[cut]
-    image, body = np.ascontiguousarray(image), np.ascontiguousarray(body)
-    canal = _canal(image, body, (z, y, x))
-    return Spine(image, body, canal, (z, y, x), steps, (corner[0], corner[1]))
+    cut = around(body, RIM)
+    image, body = np.ascontiguousarray(image[cut]), np.ascontiguousarray(body[cut])
+    top, left = ((part.start or 0) * step for part, step in zip(cut[1:], steps[1:], strict=True))
+    return Spine(image, body, _canal(image, body, (z, y, x)), (z, y, x), steps, (top, left))
 
 
 def blood_pool(volume: Volume, spine: Spine | None = None) -> BloodPool:
@@ -388,20 +382,20 @@ def _zone(volume: Volume, spine: Spine, canal: Floats) -> _Zone | None:
     image, body = spine.image[parts], spine.body[parts]
     sigma = (min(2.0, 0.6 * spacing[0]), 2.0, 2.0)  # mm
     smooth = ndimage.gaussian_filter(image, [s / mm for s, mm in zip(sigma, spacing, strict=True)])
-    around = ball(BALL_MM, spacing)
-    count = np.float32(np.count_nonzero(around))
+    near_by = ball(BALL_MM, spacing)
+    count = np.float32(np.count_nonzero(near_by))
 
     def spread(values: Array, squares: Array) -> Array:
         """Variance within the ball."""
-        inside = over_ball(values, around, np.add) / count
-        return np.maximum(over_ball(squares, around, np.add) / count - inside * inside, 0)
+        inside = over_ball(values, near_by, np.add) / count
+        return np.maximum(over_ball(squares, near_by, np.add) / count - inside * inside, 0)
 
     # Noise and texture of the voxels themselves, without the slope at an edge.
     sharp = np.clip(spine.voxels(volume, parts), -300, 2000)
     fine = spread(_averaged(sharp, spine.steps), _averaged(sharp, spine.steps, square=True))
     sd = np.sqrt(np.maximum(fine - spread(smooth, smooth * smooth), 0))
-    lowest = over_ball(smooth, around, np.minimum)
-    highest = over_ball(smooth, around, np.maximum)
+    lowest = over_ball(smooth, near_by, np.minimum)
+    highest = over_ball(smooth, near_by, np.maximum)
     soft = (lowest > -10) & (highest < 120) & body
     if np.count_nonzero(soft) < 50:
         return None

@@ -46,7 +46,10 @@ def largest(mask: Mask) -> Mask:
     pieces, count = ndimage.label(mask)
     if count < 2:
         return mask
-    return np.asarray(pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:])))
+    sizes = np.zeros(count + 1, np.int64)
+    for plane in pieces:
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    return np.asarray(pieces == 1 + int(np.argmax(sizes[1:])))
 
 
 def enclosed(mask: Mask) -> Mask:
@@ -57,6 +60,19 @@ def enclosed(mask: Mask) -> Mask:
     for rim in (gaps[:, 0], gaps[:, -1], gaps[:, :, 0], gaps[:, :, -1]):
         inside[rim] = False
     return inside[gaps]
+
+
+def around(mask: Mask, margin: int) -> tuple[slice, slice, slice]:
+    """The smallest part of each slice that holds the mask, and so many pixels more; all of it where
+    the mask is empty.
+    """
+    parts = [slice(None)]
+    for axes in ((0, 2), (0, 1)):
+        where = np.flatnonzero(mask.any(axis=axes))
+        if not len(where):
+            return slice(None), slice(None), slice(None)
+        parts.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + 1 + margin))
+    return parts[0], parts[1], parts[2]
 
 
 def ball(radius_mm: float, spacing: tuple[float, float, float]) -> Mask:

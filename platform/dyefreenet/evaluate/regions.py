@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dyefreenet.data.morphology import BODY_HU, enclosed, largest, square
+from dyefreenet.data.morphology import BODY_HU, around, enclosed, largest, square
 
 BONE_HU, AIR_HU = 300, -500  # on the plain scan; lung and bowel gas are air
 SOFT_HU = 130  # on the plain scan: what is denser is no blood
@@ -38,8 +38,10 @@ def body_mask(plain_hu: NDArray[Any]) -> NDArray[np.bool_]:
     body = largest(square(square(dense, False, THIN), True, THIN))
     if not body.any():  # too thin for the opening, a phantom of a few pixels: take it as it is
         body = largest(dense)
-    body = square(body, True, THIN) & dense
-    return body | enclosed(body)
+    cut = around(body, THIN)  # all of it that the square below reaches, and a rim
+    body[cut] = square(body[cut], True, THIN) & dense[cut]
+    body[cut] |= enclosed(body[cut])
+    return body
 
 
 def computed_labels(

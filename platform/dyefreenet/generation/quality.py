@@ -78,8 +78,12 @@ def body_of(volume: Volume) -> NDArray[np.bool_]:
     down, across = (max(1, round(PIXEL_MM / step)) for step in volume.spacing[1:])
     coarse = body_mask(volume.hu[:, ::down, ::across])
     grown = square(coarse, grow=True, side=3)
-    fine = grown.repeat(down, axis=1).repeat(across, axis=2)
-    return np.asarray(fine[:, : volume.hu.shape[1], : volume.hu.shape[2]])
+    body = np.empty(volume.hu.shape, bool)
+    for row in range(down):
+        for column in range(across):  # a third of the time of repeat
+            part = body[:, row::down, column::across]
+            part[:] = grown[:, : part.shape[1], : part.shape[2]]
+    return body
 
 
 def judge(
