@@ -1,5 +1,6 @@
 """Networks made ready to predict, without Ray: what bf16 and folding change, what is refused."""
 
+import shutil
 from importlib.resources import files
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from dyefreenet.cascade import Cascade, computes_bf16, prepared
 from dyefreenet.config import GeneratorConfig
 from dyefreenet.data.volume import Volume
-from dyefreenet.errors import StoreError
+from dyefreenet.errors import InputError, StoreError
 from dyefreenet.models.generators import HighResolutionGenerator, UNet
 from dyefreenet.store import Folder
 from dyefreenet.train.state import load_weights
@@ -162,3 +163,13 @@ def test_a_missing_tensor_is_refused_by_its_name(damaged):
     run = damaged(lambda tensors: tensors.pop("leave.bias"))
     with pytest.raises(StoreError, match=r"found others: Missing key.*leave\.bias"):
         Cascade.load(run)
+
+
+def test_a_damaged_method_does_not_keep_another_from_its_work(damaged):
+    run = damaged(lambda tensors: tensors.pop("leave.bias"))
+    shutil.copytree(f"{SHIPPED}/primary", f"{run}/primary")
+    assert list(Cascade.load(run, methods=["primary"]).methods) == ["primary"]
+    with pytest.raises(StoreError, match=r"leave\.bias"):
+        Cascade.load(run)
+    with pytest.raises(InputError, match=r"a trained step \(unet\), found none"):
+        Cascade.load(run, methods=["unet"])

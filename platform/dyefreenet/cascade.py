@@ -63,10 +63,12 @@ class Cascade:
         device: str = "cpu",
         precision: Precision = "auto",
         compiled: bool = False,
+        methods: Sequence[str] = PREDICTORS,
     ) -> Cascade:
         """Methods whose steps are finished, ready to predict as fast as the device can.
 
         Args:
+            methods: That are loaded; the others' files are not looked at.
             precision: ``exact`` is float32, the same figures on every CPU but for rounding;
                 ``auto`` is bf16 where the device computes in it, else ``exact``.
             compiled: Networks are fused by ``torch.compile`` when they first run, and anew when
@@ -81,16 +83,16 @@ class Cascade:
         if not folder.exists("recipe.json"):
             raise InputError(f"{folder}: expected a run with recipe.json, found none")
         recipe = recipes.validate(folder.read_json("recipe.json"))
-        methods = {}
-        for name in PREDICTORS:
+        found = {}
+        for name in methods:
             manifest = (folder / name).manifest()
             if manifest is not None:
-                methods[name] = _method(name, recipe, folder, manifest, device, precision, compiled)
-        if not methods:
+                found[name] = _method(name, recipe, folder, manifest, device, precision, compiled)
+        if not found:
             raise InputError(
-                f"{folder}: expected a trained step ({', '.join(PREDICTORS)}), found none"
+                f"{folder}: expected a trained step ({', '.join(methods)}), found none"
             )
-        return cls(recipe, methods)
+        return cls(recipe, found)
 
     def method(self, name: str) -> Method:
         if name not in self.methods:

@@ -139,7 +139,9 @@ def load(
         )
     device = "cuda" if there and device != "cpu" else "cpu"
     cascades = [
-        networks.Cascade.load(folder_of(run), device, compiled=config.compiled)
+        networks.Cascade.load(
+            folder_of(run), device, compiled=config.compiled, methods=[config.method]
+        )
         for run in model.runs
     ]
     name, phase = config.method, model.phase
