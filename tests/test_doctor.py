@@ -270,6 +270,21 @@ def test_a_dashboards_address_is_told_from_a_clusters():
     assert "RAY_API_SERVER_ADDRESS" in runtime.why_not("http://head:8265", "2. Set RAY_ADDRESS to")
 
 
+def test_what_a_node_lacks_is_told_with_its_cure():
+    from ray.exceptions import RayTaskError, RuntimeEnvSetupError
+
+    missing = ModuleNotFoundError("No module named 'imagecodecs'")
+    lost = RayTaskError("work", "At: No module named 'imagecodecs'", missing)
+    for error, words in (
+        (lost.as_instanceof_cause(), ["expected the package imagecodecs", "cluster/Dockerfile"]),
+        (RuntimeEnvSetupError("pip failed\nno such place"), ["found: no such place;"]),
+    ):
+        line = runtime.lacking_on_a_node(error)
+        assert "\n" not in line and all(word in line for word in words)
+    assert runtime.lacking_on_a_node(missing) is None  # here, where pip is at hand
+    assert runtime.lacking_on_a_node(RayTaskError("work", "Traceback", ValueError("x"))) is None
+
+
 STARVED = [  # as Ray 2.60 says it
     "The current node timed out during startup. This could happen because some of the raylet "
     "failed to startup or the GCS has become overloaded.",

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from dyefreenet import __version__, recipes
+from dyefreenet import __version__, recipes, runtime
 from dyefreenet.config import PHASES, GenerateConfig, IngestConfig, Recipe, Selection
 from dyefreenet.errors import ConfigError, DyeFreeNetError, InputError, ResourceError
 from dyefreenet.progress import Progress, duration
@@ -67,7 +67,8 @@ def _failed(error: Exception, verbose: bool) -> int:
     cause = _own(error)
     text = str(cause or error).strip() or type(error).__name__
     if cause is None:
-        text = f"{type(error).__name__}: {text.splitlines()[-1]} (-v shows where)"
+        told = f"{type(error).__name__}: {text.splitlines()[-1]}"
+        text = f"{runtime.lacking_on_a_node(error) or told} (-v shows where)"
     print(f"dyefreenet: error: {text}", file=sys.stderr)
     return 1
 
@@ -462,8 +463,6 @@ def _run_recipe(options: argparse.Namespace) -> None:
     _require_positive(options, "trials", "seeds", "minutes")
     _run(options)
     if options.tuned:
-        from dyefreenet import runtime
-
         runtime.connect(
             options.verbose
         )  # before anything imports Ray, or it starts without a token
@@ -532,7 +531,6 @@ def _ingest(options: argparse.Namespace) -> None:
         return
     if not options.input or not options.output:
         raise ConfigError("ingest: expected both -i ARCHIVE and -o FOLDER, found one of them")
-    from dyefreenet import runtime
     from dyefreenet.data.ingest import ingest
     from dyefreenet.report import write_quality
 
@@ -681,7 +679,7 @@ def _print_report(run: Folder, again: bool) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from dyefreenet import runtime, space
+    from dyefreenet import space
     from dyefreenet.pipeline import run_steps
 
     recipe, run = _open(options)
@@ -713,7 +711,6 @@ def _require_positive(options: argparse.Namespace, *names: str) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from dyefreenet import runtime
     from dyefreenet.generation.batch import Workers, generate_archive
     from dyefreenet.generation.select import read_selection
     from dyefreenet.generation.series import SHIPPED, Device, model_of

@@ -203,6 +203,26 @@ def why_not(address: str | None, text: str) -> str:
     return f"{where}: expected a Ray cluster, found: {told} (-v shows more)"
 
 
+def lacking_on_a_node(error: BaseException) -> str | None:
+    """One line for work that could not begin on a node of the cluster; None: something else."""
+    if not type(error).__module__.startswith("ray.exceptions"):
+        return None
+    text = _chain(error)
+    if type(error).__name__ == "RuntimeEnvSetupError":
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return (
+            "Ray: expected the job's runtime environment to be set up on every node, found: "
+            f"{lines[-1]}; nodes must reach all that the file of --runtime-env names"
+        )
+    if missing := re.findall(r"No module named '([\w.]+)'", text):
+        return (
+            f"Ray: expected the package {missing[-1]} on every node, found a node without it; use "
+            "the image of cluster/Dockerfile, or name it under pip in cluster/runtime_env.yaml; "
+            "dyefreenet doctor says which node lacks what"
+        )
+    return None
+
+
 def _is_starved(text: str) -> bool:
     return any(words in text for words in STARVED)
 
