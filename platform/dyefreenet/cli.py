@@ -463,9 +463,8 @@ def _run_recipe(options: argparse.Namespace) -> None:
     _require_positive(options, "trials", "seeds", "minutes")
     _run(options)
     if options.tuned:
-        runtime.connect(
-            options.verbose
-        )  # before anything imports Ray, or it starts without a token
+        # Before anything imports Ray, or it starts without a token.
+        runtime.connect(options.verbose)
         from dyefreenet.tuned import tune_all
 
         recipe, run = _open(options)
