@@ -92,6 +92,46 @@ def test_a_fault_that_passes_is_not_seen(folder, proxy, name, fault):
         assert folder.read("c.bin") == OTHER
 
 
+def test_a_busy_store_is_not_asked_twice_at_once(folder, proxy):
+    folder.read("a.bin")
+    for call in (lambda: folder.read("a.bin"), lambda: folder.write("d.bin", OTHER)):
+        before = proxy.asked
+        proxy.faults.append("503")
+        call()
+        assert proxy.asked - before == 2
+
+
+@pytest.mark.parametrize(
+    ("region", "endpoint", "base"),
+    [
+        ("eu-central-1", "", "https://scans.s3.eu-central-1.amazonaws.com/"),
+        ("cn-north-1", "", "https://scans.s3.cn-north-1.amazonaws.com.cn/"),
+        ("us-east-1", "http://store:9000", "http://store:9000/scans/"),
+    ],
+)
+def test_own_requests_go_where_the_clients_go(monkeypatch, region, endpoint, base):
+    from dyefreenet import bucket
+
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    if not endpoint:
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    connection = bucket._connection()
+    assert connection._base("scans") == base
+    sent = []
+
+    def keep(request, **_):
+        sent.append(request.url)
+        raise RuntimeError("far enough")
+
+    connection.client.meta.events.register_first("before-send.s3", keep)
+    with pytest.raises(RuntimeError):
+        connection.client.get_object(Bucket="scans", Key="k")
+    assert sent == [f"{base}k"]
+
+
 @pytest.mark.parametrize("fault", ["503", "500", "reset", "lost", "stall"])
 def test_a_fault_that_lasts_is_an_error_in_time(folder, proxy, fault):
     proxy.always = fault

@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import io
 import os
 import random
 import re
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +25,7 @@ from typing import Any, TypeVar
 import botocore.loaders
 import botocore.session
 from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -40,10 +42,8 @@ from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 from botocore.utils import get_environ_proxies, percent_encode
 
-from dyefreenet.errors import ConfigError
+from dyefreenet.config import store_patience
 
-PATIENCE = "DYEFREENET_STORE_PATIENCE"  # seconds for which a store may fail before it is given up
-DEFAULT_PATIENCE = 40.0
 TRIES = 3  # at least, however long each takes
 LONGEST_PAUSE = 3.0  # seconds
 IS_THERE = "the object is there already"
@@ -80,6 +80,7 @@ _HINTS = {
 }
 
 _MD5 = re.compile("[0-9a-f]{32}")
+_XML_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 T = TypeVar("T")
 
@@ -130,13 +131,14 @@ class Bucket:
                 return _whole(content, int(about["content-length"])), about
         try:
             part = {"Range": asked["Range"]} if "Range" in asked else {}
-            found = _client().get_object(Bucket=self.name, Key=key, **part)
+            told = _client().get_object(Bucket=self.name, Key=key, **part)
         except ClientError as error:
             if _code(error) == "InvalidRange":  # the first bytes of an empty object
                 return b"", {}
             raise
-        content = _whole(found["Body"].read(), found["ContentLength"])
-        return content, found["ResponseMetadata"]["HTTPHeaders"]
+        content = told["Body"].read()
+        _whole(content, told.get("ContentLength", len(content)))  # "chunked" has none
+        return content, told["ResponseMetadata"]["HTTPHeaders"]
 
     def put(self, name: str, content: bytes, new: bool = False) -> str:
         """Put an object, know that the store has received these very bytes; their SHA-256.
@@ -271,7 +273,7 @@ def _answer(call: Callable[[], T]) -> T:
         FileExistsError: It was to be new and is there.
         OSError: The store refuses, or there was no good answer; with what to do about it.
     """
-    patience, began, tries = _patience(), time.monotonic(), 0
+    patience, began, tries = store_patience(), time.monotonic(), 0
     while True:
         try:
             return call()
@@ -320,17 +322,6 @@ def _text(code: str) -> str:
     return f"{code}; {_HINTS[code]}" if code in _HINTS else code
 
 
-def _patience() -> float:
-    text = os.environ.get(PATIENCE, str(DEFAULT_PATIENCE))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise ConfigError(f"{PATIENCE}: expected seconds above 0, found {text!r}")
-    return seconds
-
-
 class _Signature(S3SigV4Auth):
     """Of a request whose content's SHA-256 is known."""
 
@@ -343,14 +334,17 @@ class _Connection:
     """botocore's client, and what it is made of where a million small objects need less of it.
 
     Attributes:
+        asker: A client that sends nothing, asked for addresses.
         credentials: None where there are none; the client says what to do about it.
         bases: Addresses of the buckets asked so far; "": only the client knows where it is.
     """
 
     client: Any
+    asker: Any
     credentials: Any
     session: URLLib3Session
     bases: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(
         self,
@@ -371,10 +365,7 @@ class _Connection:
         if self.credentials is None:
             return None
         if bucket not in self.bases:
-            signed = self.client.generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": "k"}
-            )
-            self.bases[bucket] = signed.partition("?")[0].removesuffix("k")
+            self.bases[bucket] = self._base(bucket)
         if not self.bases[bucket]:
             return None
         address = self.bases[bucket] + percent_encode(key, safe="/~")
@@ -388,10 +379,42 @@ class _Connection:
         found = StreamingBody(answer.raw, None).read()  # at once, where the client takes 64 KB each
         if answer.status_code in (200, 206):
             return found, answer.headers
-        other_region = answer.status_code == 400 and b"AuthorizationHeaderMalformed" in found
-        if other_region or answer.status_code in (301, 307):
+        status, code = answer.status_code, _XML_CODE.search(found)
+        if status == 429 or (status >= 500 and status != 501):  # busy: not the time to ask twice
+            words = code[1].decode() if code else str(status)
+            error = {"Error": {"Code": words}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise ClientError(error, method)
+        other_region = status == 400 and code and code[1] == b"AuthorizationHeaderMalformed"
+        if other_region or status in (301, 307):
             self.bases[bucket] = ""
         return None
+
+    def _base(self, bucket: str) -> str:
+        """Address that the client has for a bucket, to the letter.
+
+        What it presigns goes to the global host of AWS, which a private network may not know.
+        """
+        seen: list[str] = []
+
+        def keep(request: Any, **_: Any) -> AWSResponse:
+            seen.append(request.url)
+            return AWSResponse(request.url, 200, {}, _Nothing())  # so that nothing is sent
+
+        with self.lock:
+            events = self.asker.meta.events
+            events.register_first("before-send.s3", keep, unique_id="base")
+            try:
+                self.asker.head_object(Bucket=bucket, Key="k")
+            finally:
+                events.unregister("before-send.s3", unique_id="base")
+        return seen[0].partition("?")[0].removesuffix("k")
+
+
+class _Nothing(io.BytesIO):
+    """The body of an answer that nobody sent."""
+
+    def stream(self) -> Iterator[bytes]:
+        yield b""
 
 
 def _client() -> Any:
@@ -401,7 +424,7 @@ def _client() -> Any:
 def _connection() -> _Connection:
     """This process's connection; another one once the environment says something else."""
     said = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
-    return _connect(os.getpid(), said, _patience())
+    return _connect(os.getpid(), said, store_patience())
 
 
 @lru_cache(maxsize=4)
@@ -417,7 +440,7 @@ def _connect(process: int, said: tuple[tuple[str, str], ...], patience: float) -
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())
     try:
-        client = session.create_client("s3", config=config)
+        client, asker = (session.create_client("s3", config=config) for _ in range(2))
     except ValueError as error:
         raise OSError(f"{error}; look at AWS_ENDPOINT_URL") from None
     http = URLLib3Session(
@@ -426,7 +449,7 @@ def _connect(process: int, said: tuple[tuple[str, str], ...], patience: float) -
         timeout=(config.connect_timeout, config.read_timeout),
         max_pool_connections=config.max_pool_connections,
     )
-    return _Connection(client, session.get_credentials(), http)
+    return _Connection(client, asker, session.get_credentials(), http)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal, get_args
 
@@ -15,9 +16,29 @@ from pydantic import (
     model_validator,
 )
 
+from dyefreenet.errors import ConfigError
+
 Phase = Literal["plain", "arterial", "portal", "delayed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)  # by whose places networks and samples name them
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PATIENCE = "DYEFREENET_STORE_PATIENCE"  # seconds for which a store may fail before it is given up
+DEFAULT_PATIENCE = 40.0
+
+
+def store_patience() -> float:
+    """Seconds for which object storage may fail before it is given up.
+
+    Raises:
+        ConfigError: The environment says something else.
+    """
+    text = os.environ.get(PATIENCE, str(DEFAULT_PATIENCE))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"{PATIENCE}: expected seconds above 0, found {text!r}")
+    return seconds
 
 
 class Frozen(BaseModel):

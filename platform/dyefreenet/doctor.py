@@ -26,6 +26,7 @@ from typing import Final, Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from dyefreenet.config import PATIENCE
 from dyefreenet.errors import DyeFreeNetError, ResourceError
 from dyefreenet.store import Folder
 
@@ -35,7 +36,7 @@ WARN: Final = "warn"
 FAIL: Final = "FAIL"
 
 SHOWN = ("ray", "torch", "pydicom", "pyarrow", "optuna")  # of the packages; others count
-PATIENCE, SECONDS = "DYEFREENET_STORE_PATIENCE", "6"  # for which a store may fail here
+SECONDS = "6"  # for which a store may fail here
 OBJECT_STORE_SHARE = 0.3  # of a node's memory, which Ray's object store takes
 TOO_SMALL = 128 * 2**20  # bytes of shared memory: what containers have unless told otherwise
 RAY_FULL = 0.95  # of the disk below Ray's folder, from where on it refuses to write

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dyefreenet import recipes, runtime
 from dyefreenet.config import Recipe
-from dyefreenet.evaluate.score import evaluate
+from dyefreenet.evaluate.score import evaluate, fit_remap
 from dyefreenet.evaluate.statistics import Row, differences, mean_of_trainings, summarise
 from dyefreenet.plan import TRAINED, steps_of
 from dyefreenet.progress import Progress
@@ -105,9 +105,10 @@ def tune_all(
             call.result()
 
     scored: list[Row] = []
+    remap = fit_remap(recipe, run / "ingest")  # once, for all trainings
     for label, (kind, _, mine) in jobs.items():
         step, say = f"{STEP}/{label}/evaluate", partial(progress.say, STEP)
-        facts = evaluate(mine, run, say=say, step=step, trained=target / label)
+        facts = evaluate(mine, run, say=say, step=step, trained=target / label, table=remap)
         table = (run / step).read("rows.parquet", facts["files"]["rows.parquet"])
         for row in pq.read_table(io.BytesIO(table)).to_pylist():
             if row["method"] in stages:

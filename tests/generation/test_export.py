@@ -18,9 +18,11 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from syntaxes import in_syntax
 
 from dyefreenet.data.dicom import Series, read_series
 from dyefreenet.errors import SeriesError
@@ -377,6 +379,47 @@ def test_a_spread_is_no_scan():
     ds = derived(source(), spread=True)[0]
     assert "SPREAD - NOT FOR DIAGNOSTIC USE" in ds.SeriesDescription
     assert ds.ImageComments.startswith("NOT A SCAN") and ds.SeriesNumber == 9004
+
+
+WORDS = ("KVP", "PatientPosition", "AcquisitionNumber", "PatientName", "ConvolutionKernel")
+
+
+def laid_out(ct, changes=None, **attributes):
+    told = {"KVP": "90", "PatientPosition": "HFS", "AcquisitionNumber": "2", "PatientName": "A^B"}
+    return ct(np.zeros((4, 32, 32)), changes=changes, ConvolutionKernel="B31f", **told | attributes)
+
+
+def said(series):
+    return [{word: str(ds.get(word, "-")) for word in WORDS} for ds in derived(series)]
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_slices_of_two_syntaxes_say_what_they_say_in_one(ct, syntax):
+    files = laid_out(ct)
+    mixed = [in_syntax(content, syntax) if n % 2 else content for n, content in enumerate(files)]
+    assert said(read_series(mixed)) == said(read_series(files))
+    assert said(read_series(files))[0]["KVP"] == "90"
+
+
+def test_what_differs_from_slice_to_slice_stays_with_its_slice(ct):
+    def number(ds, at):
+        ds.AcquisitionNumber = str(at)
+        if at == 2:
+            del ds.KVP
+
+    told = said(read_series(laid_out(ct, changes=number)))
+    assert [one["AcquisitionNumber"] for one in told] == ["0", "1", "2", "3"]
+    assert [one["KVP"] for one in told] == ["90", "90", "None", "90"]
+
+
+def test_slices_of_two_character_sets_keep_their_letters(ct):
+    def letters(ds, at):
+        ds.SpecificCharacterSet = "ISO_IR 192" if at % 2 else "ISO_IR 100"
+        ds.PatientName = "Müller^Ä"
+
+    images = derived(read_series(laid_out(ct, changes=letters)))
+    assert {str(ds.PatientName) for ds in images} == {"Müller^Ä"}
+    assert {ds.SpecificCharacterSet for ds in images} == {"ISO_IR 192"}
 
 
 # ---- other programs ------------------------------------------------------------------------------

@@ -50,8 +50,11 @@ class Guard:
         self._line: Connection | None = None
         self._said: dict[str, str] = {}  # what the environment said of storage at its start
 
-    def run(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
+    def run(self, work: Callable[..., Answer], *arguments: Any, more_s: float = 0.0) -> Answer:
         """``work(*arguments)`` over there; ``work`` is a function of a module, found by its name.
+
+        Args:
+            more_s: Seconds that this call may take besides: for storage to be waited for.
 
         Raises:
             DyeFreeNetError: What ``work`` raised, if it is one of ours.
@@ -65,9 +68,9 @@ class Guard:
         line = self._line or self._start()
         try:
             line.send_bytes(pickle.dumps((work.__module__, work.__qualname__, arguments)))
-            if not line.poll(self.seconds):
+            if not line.poll(self.seconds + more_s):
                 self.stop()
-                raise Failed(f"took more than {self.seconds:g} s")
+                raise Failed(f"took more than {self.seconds + more_s:g} s")
             told = json.loads(line.recv_bytes())
             blobs = [line.recv_bytes() for _ in range(told["blobs"])]
         except (EOFError, ConnectionError, ValueError) as error:

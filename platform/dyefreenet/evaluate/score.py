@@ -47,6 +47,7 @@ def evaluate(
     say: Callable[[str], None] = lambda line: None,
     step: str = "evaluate",
     trained: Folder | None = None,
+    table: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """Score all methods on the test split; fills ``{run}/{step}``.
 
@@ -55,6 +56,7 @@ def evaluate(
         say: Told of each patient, or method of a patient, that is left out, and why. The rest of
             the evaluation goes on: their figures do not depend on it.
         trained: Where the methods lie, if not in the run itself.
+        table: From ``fit_remap``, where it is known; it does not depend on what was trained.
 
     Raises:
         InputError: There is no test patient, or none could be scored.
@@ -69,15 +71,8 @@ def evaluate(
     by_pair, lines = pairs_to_score(records, phase)
     if not by_pair:
         raise InputError("; ".join([f"{ingest}: expected patients in the test split", *lines]))
-    table = remap.fit(
-        (slab.plain[1:-1], slab.contrast[1:-1])
-        for slab in (
-            read_slab(ingest.read(r.path, r.sha256))
-            for r in records
-            if r.split == "train" and r.phase == phase
-        )
-        if slab.contrast is not None
-    )
+    if table is None:
+        table = fit_remap(recipe, ingest)
     fitted = {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()}
     files = {"remap.json": target.write_json("remap.json", fitted)}
     made_from = {
@@ -140,6 +135,19 @@ def evaluate(
         "definitions": {name: PROTOCOLS[name].definition for name in measured},
         "files": files,
     }
+
+
+def fit_remap(recipe: Recipe, ingest: Folder) -> NDArray[np.float64]:
+    """The global HU remap of the training split; see ``remap.fit``."""
+    return remap.fit(
+        (slab.plain[1:-1], slab.contrast[1:-1])
+        for slab in (
+            read_slab(ingest.read(record.path, record.sha256))
+            for record in read_records(ingest)
+            if record.split == "train" and record.phase == recipe.ingest.phase
+        )
+        if slab.contrast is not None
+    )
 
 
 def pairs_to_score(

@@ -58,6 +58,7 @@ from dyefreenet.store import Folder, fingerprint, salt_of
 JOB = "job.json"
 WAVE = 4096  # series handed to the cluster at once, so that memory does not grow with the archive
 AT_ONCE = 3  # series of an actor at least: one is read, one is with the network, one is written
+MOST_AT_ONCE = 8  # however many CPUs it has: each series takes some GiB
 CPUS_A_SERIES = 4  # of an actor without a GPU, whose network needs most of them itself
 Report = Callable[[str, int, int], None]
 Load = Callable[[str], Network]  # by device
@@ -421,7 +422,7 @@ def _done_by(
         compute=ActorPoolStrategy(
             min_size=1,
             max_size=min(workers.most, len(items)),
-            max_concurrent_calls_per_actor=max(AT_ONCE, at_once),
+            max_concurrent_calls_per_actor=max(AT_ONCE, min(at_once, MOST_AT_ONCE)),
             enable_true_multi_threading=True,  # or Ray Data lets in one call after the other
         ),
         num_cpus=workers.cpus,

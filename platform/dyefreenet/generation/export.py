@@ -136,6 +136,8 @@ DROPPED = frozenset(
         "UnassignedPerFrameConvertedAttributesSequence",
     }
 )
+# Required, if only empty, and missing in many sources: empty says that nobody knows.
+EMPTY = ("PatientPosition", "AcquisitionNumber", "KVP")
 CONTRAST = re.compile("Contrast(Bolus|Flow|Administration|Agent)")
 
 
@@ -216,7 +218,12 @@ def derive(
     storage.describe(shared)
     window = SPREAD_WINDOW if made.spread else WINDOWS[made.phase]
     shared.WindowCenter, shared.WindowWidth = map(str, window)
+    if "SpecificCharacterSet" not in shared and any(
+        header.get("SpecificCharacterSet") for header in series.headers
+    ):
+        shared.SpecificCharacterSet = "ISO_IR 192"  # slices differ in it; this holds all letters
     letters = shared.get("SpecificCharacterSet", "iso8859")
+    _leave_empty(shared, [word for word in EMPTY if all(word not in h for h in series.headers)])
     shared_parts = _encoded(shared, letters)
 
     about = _References(series, letters)
@@ -225,6 +232,7 @@ def derive(
         uid = derived_uid(_image_id(header), made.identity)
         own.SOPInstanceUID = uid
         own.InstanceNumber = header.get("InstanceNumber") or str(number + 1)
+        _leave_empty(own, [word for word in EMPTY if word not in shared and word not in own])
         parts = shared_parts | _encoded(own, letters) | about.of(number)
         parts[PIXEL_DATA] = _element(PIXEL_DATA, b"OW", stored[number].tobytes())
         yield (
@@ -262,12 +270,13 @@ def _same_in_all(headers: Sequence[Dataset]) -> list[BaseTag]:
         raw = one.get_item(tag), other.get_item(tag)
         if raw[0] is raw[1]:
             return True
-        if one.original_character_set == other.original_character_set and all(
+        # As bytes first, where nobody asked for them yet: understanding all of them takes longer
+        # than all the rest of an image.
+        as_bytes = one.original_character_set == other.original_character_set and all(
             isinstance(element, RawDataElement) and element.value is not None for element in raw
-        ):
-            # As bytes, where nobody has asked for them yet: understanding all of them takes longer
-            # than all the rest of an image.
-            return _spelled(raw[0]) == _spelled(raw[1])
+        )
+        if as_bytes and _spelled(raw[0]) == _spelled(raw[1]):
+            return True
         return bool(content(one, tag) == content(other, tag))
 
     first, *others = headers
@@ -349,10 +358,6 @@ def _describe(image: Dataset, series: Series, made: Making) -> None:
     own = "YES" if made.banner else "NO"
     image.BurnedInAnnotation = "YES" if header.get("BurnedInAnnotation") == "YES" else own
     _carry_compression(image, series.headers)
-    # Required, if only empty, and missing in many sources: empty says that nobody knows.
-    for word in ("PatientPosition", "AcquisitionNumber", "KVP"):
-        if word not in image:
-            image[word] = DataElement(word, dictionary_VR(word), "")
     part = image.get("BodyPartExamined")
     if (
         (not part or part in PAIRED_PARTS)
@@ -360,6 +365,11 @@ def _describe(image: Dataset, series: Series, made: Making) -> None:
         and "ImageLaterality" not in image
     ):
         image.Laterality = ""
+
+
+def _leave_empty(image: Dataset, words: Sequence[str]) -> None:
+    for word in words:
+        image[word] = DataElement(word, dictionary_VR(word), "")
 
 
 def _carry_compression(image: Dataset, headers: Sequence[Dataset]) -> None:

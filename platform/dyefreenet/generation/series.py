@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyefreenet import __version__
-from dyefreenet.config import GenerateConfig, Phase
+from dyefreenet.config import GenerateConfig, Phase, store_patience
 from dyefreenet.data.archive import SeriesRow
 from dyefreenet.data.guard import Failed, Guard
 from dyefreenet.data.volume import Volume
@@ -192,6 +192,7 @@ def make_series(
             config,
             making,
             target,
+            more_s=2 * store_patience(),  # or a store that is gone would be the series' fault
         )
     except SeriesError as refusal:
         record |= {"status": REFUSED, "code": refusal.reason, "detail": refusal.detail}
