@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,6 +46,9 @@ from reading import make_series
 
 from dyefreenet.data.dicom import read_series
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from transfer_syntaxes import high_throughput, jpeg, jpeg_2000, jpeg_ls, lossless_jpeg
+
 
 class Kind(NamedTuple):
     """A kind of stored values."""
@@ -64,37 +68,16 @@ class Syntax(NamedTuple):
 SIGNED, UNSIGNED, BYTES = Kind(True, 16, 0), Kind(False, 12, -1024), Kind(False, 8, -128)
 
 
-def lossless_jpeg(predictor: int) -> Callable[[NDArray, int], bytes]:
-    def encode(stored: NDArray, bits: int) -> bytes:
-        return imagecodecs.jpeg8_encode(
-            stored.view(np.uint16), lossless=True, predictor=predictor, bitspersample=bits
-        )
-
-    return encode
+def jpeg_2000_near(stored: NDArray, bits: int) -> bytes:
+    return jpeg_2000(6 * bits)(stored, bits)  # decibels, an error of about one step
 
 
-def jpeg_ls(error: int) -> Callable[[NDArray, int], bytes]:
-    return lambda stored, bits: imagecodecs.jpegls_encode(stored.view(np.uint16), level=error)
+def high_throughput_near(stored: NDArray, bits: int) -> bytes:
+    return high_throughput(stored, bits, reversible=False, level=1e-4)
 
 
-def jpeg_2000(lossless: bool) -> Callable[[NDArray, int], bytes]:
-    return lambda stored, bits: imagecodecs.jpeg2k_encode(
-        stored,
-        level=0 if lossless else 6 * bits,  # decibels, an error of about one step
-        reversible=lossless,
-        codecformat="j2k",
-        bitspersample=bits,
-    )
-
-
-def high_throughput(quantization: float) -> Callable[[NDArray, int], bytes]:
-    return lambda stored, bits: imagecodecs.htj2k_encode(
-        stored, level=quantization, reversible=quantization == 0
-    )
-
-
-def jpeg(stored: NDArray, bits: int) -> bytes:
-    return imagecodecs.jpeg8_encode(stored, level=95, bitspersample=bits)
+def jpeg_95(stored: NDArray, bits: int) -> bytes:
+    return jpeg(stored, bits, level=95)
 
 
 def run_lengths(frame: bytes) -> NDArray[np.uint16]:
@@ -107,13 +90,13 @@ SYNTAXES = {
     "JPEG lossless .70": Syntax(JPEGLosslessSV1, lossless_jpeg(1), imagecodecs.jpeg8_decode),
     "JPEG-LS .80": Syntax(JPEGLSLossless, jpeg_ls(0), imagecodecs.jpegls_decode),
     "JPEG-LS near .81": Syntax(JPEGLSNearLossless, jpeg_ls(2), imagecodecs.jpegls_decode, False),
-    "JPEG 2000 .90": Syntax(JPEG2000Lossless, jpeg_2000(True), imagecodecs.jpeg2k_decode),
-    "JPEG 2000 .91": Syntax(JPEG2000, jpeg_2000(False), imagecodecs.jpeg2k_decode, False),
-    "HTJ2K .201": Syntax(HTJ2KLossless, high_throughput(0), imagecodecs.htj2k_decode),
-    "HTJ2K RPCL .202": Syntax(HTJ2KLosslessRPCL, high_throughput(0), imagecodecs.htj2k_decode),
-    "HTJ2K .203": Syntax(HTJ2K, high_throughput(1e-4), imagecodecs.htj2k_decode, False),
-    "JPEG .50": Syntax(JPEGBaseline8Bit, jpeg, imagecodecs.jpeg8_decode, False),
-    "JPEG .51": Syntax(JPEGExtended12Bit, jpeg, imagecodecs.jpeg8_decode, False),
+    "JPEG 2000 .90": Syntax(JPEG2000Lossless, jpeg_2000(0), imagecodecs.jpeg2k_decode),
+    "JPEG 2000 .91": Syntax(JPEG2000, jpeg_2000_near, imagecodecs.jpeg2k_decode, False),
+    "HTJ2K .201": Syntax(HTJ2KLossless, high_throughput, imagecodecs.htj2k_decode),
+    "HTJ2K RPCL .202": Syntax(HTJ2KLosslessRPCL, high_throughput, imagecodecs.htj2k_decode),
+    "HTJ2K .203": Syntax(HTJ2K, high_throughput_near, imagecodecs.htj2k_decode, False),
+    "JPEG .50": Syntax(JPEGBaseline8Bit, jpeg_95, imagecodecs.jpeg8_decode, False),
+    "JPEG .51": Syntax(JPEGExtended12Bit, jpeg_95, imagecodecs.jpeg8_decode, False),
 }
 
 
@@ -237,7 +220,7 @@ def main() -> None:
             if options.only not in name:
                 continue
             kinds = [SIGNED, UNSIGNED]
-            if syntax.encode is jpeg:  # has no sign, and no more than 12 bits
+            if syntax.encode is jpeg_95:  # has no sign, and no more than 12 bits
                 kinds = [BYTES if syntax.uid == JPEGBaseline8Bit else UNSIGNED]
             for kind in kinds:
                 with tempfile.TemporaryDirectory() as place:

@@ -14,7 +14,6 @@ import io
 import os
 import random
 import re
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -80,6 +79,7 @@ _HINTS = {
 }
 
 _MD5 = re.compile("[0-9a-f]{32}")
+_WHERE = "dyefreenet-asks-where-this-would-go"  # a key; no request for it is sent
 _XML_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 T = TypeVar("T")
@@ -334,17 +334,14 @@ class _Connection:
     """botocore's client, and what it is made of where a million small objects need less of it.
 
     Attributes:
-        asker: A client that sends nothing, asked for addresses.
         credentials: None where there are none; the client says what to do about it.
         bases: Addresses of the buckets asked so far; "": only the client knows where it is.
     """
 
     client: Any
-    asker: Any
     credentials: Any
     session: URLLib3Session
     bases: dict[str, str] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(
         self,
@@ -394,20 +391,15 @@ class _Connection:
 
         What it presigns goes to the global host of AWS, which a private network may not know.
         """
-        seen: list[str] = []
+        told = self.client.head_object(Bucket=bucket, Key=_WHERE)
+        return str(told["ResponseMetadata"]["HTTPHeaders"]["url"]).removesuffix(_WHERE)
 
-        def keep(request: Any, **_: Any) -> AWSResponse:
-            seen.append(request.url)
-            return AWSResponse(request.url, 200, {}, _Nothing())  # so that nothing is sent
 
-        with self.lock:
-            events = self.asker.meta.events
-            events.register_first("before-send.s3", keep, unique_id="base")
-            try:
-                self.asker.head_object(Bucket=bucket, Key="k")
-            finally:
-                events.unregister("before-send.s3", unique_id="base")
-        return seen[0].partition("?")[0].removesuffix("k")
+def _unsent(request: Any, **_: Any) -> AWSResponse | None:
+    """In place of what a server would say to ``_base``, the address that it was to go to."""
+    if not request.url.endswith(f"/{_WHERE}"):
+        return None
+    return AWSResponse(request.url, 200, {"url": request.url}, _Nothing())
 
 
 class _Nothing(io.BytesIO):
@@ -440,16 +432,17 @@ def _connect(process: int, said: tuple[tuple[str, str], ...], patience: float) -
     session = botocore.session.Session()
     session.register_component("data_loader", _loader())
     try:
-        client, asker = (session.create_client("s3", config=config) for _ in range(2))
+        client = session.create_client("s3", config=config)
     except ValueError as error:
         raise OSError(f"{error}; look at AWS_ENDPOINT_URL") from None
+    client.meta.events.register_first("before-send.s3", _unsent)
     http = URLLib3Session(
         verify=session.get_config_variable("ca_bundle") or True,
         proxies=get_environ_proxies(client.meta.endpoint_url),
         timeout=(config.connect_timeout, config.read_timeout),
         max_pool_connections=config.max_pool_connections,
     )
-    return _Connection(client, asker, session.get_credentials(), http)
+    return _Connection(client, session.get_credentials(), http)
 
 
 @lru_cache(maxsize=1)

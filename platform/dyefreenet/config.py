@@ -1,4 +1,7 @@
-"""Every config of a run: frozen, typed, validated. No torch, no ray, no I/O in this file."""
+"""Every config of a run: frozen, typed, validated. No torch, no ray, no I/O in this file.
+
+And how long storage may fail, which is the environment's to say and no part of a run.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from dyefreenet import recipes, runtime
 from dyefreenet.config import Recipe
+from dyefreenet.data.shards import read_records
 from dyefreenet.evaluate.score import evaluate, fit_remap
 from dyefreenet.evaluate.statistics import Row, differences, mean_of_trainings, summarise
 from dyefreenet.plan import TRAINED, steps_of
@@ -105,7 +106,8 @@ def tune_all(
             call.result()
 
     scored: list[Row] = []
-    remap = fit_remap(recipe, run / "ingest")  # once, for all trainings
+    shards = run / "ingest"
+    remap = fit_remap(shards, read_records(shards), recipe.ingest.phase)  # once, for all trainings
     for label, (kind, _, mine) in jobs.items():
         step, say = f"{STEP}/{label}/evaluate", partial(progress.say, STEP)
         facts = evaluate(mine, run, say=say, step=step, trained=target / label, table=remap)

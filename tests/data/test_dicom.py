@@ -23,7 +23,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from syntaxes import LOSSLESS, LOSSY, PLAIN, encoded, high_throughput, jpeg, with_frames
+from transfer_syntaxes import LOSSLESS, LOSSY, PLAIN, encoded, high_throughput, jpeg, with_frames
 
 from dyefreenet.data.codecs import decode, frames_at, read_frame
 from dyefreenet.data.dicom import read_series

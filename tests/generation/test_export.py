@@ -22,7 +22,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
-from syntaxes import in_syntax
+from transfer_syntaxes import in_syntax
 
 from dyefreenet.data.dicom import Series, read_series
 from dyefreenet.errors import SeriesError

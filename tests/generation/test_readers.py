@@ -24,7 +24,7 @@ from made_up_ct import enhanced, make_ct, saved
 from object_store import free_ports
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, RLELossless
-from syntaxes import LOSSLESS, LOSSY, PLAIN, in_syntax
+from transfer_syntaxes import LOSSLESS, LOSSY, PLAIN, in_syntax
 
 from dyefreenet import recipes
 from dyefreenet.data.dicom import Series, read_series

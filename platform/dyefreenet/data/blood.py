@@ -263,8 +263,7 @@ class _Zone(NamedTuple):
 
     def around(self, wanted: Mask) -> _Zone:
         """The same around what is wanted, and nothing even beside that."""
-        rows, columns = (np.flatnonzero(wanted.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-        cut = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        cut = around(wanted, 0)
         parts: list[Any] = list(self._replace(even=self.even & wanted))
         return _Zone(*(np.ascontiguousarray(part[cut]) for part in parts))
 

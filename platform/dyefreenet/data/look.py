@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from dyefreenet.data.align import resample_like
-from dyefreenet.data.morphology import BODY_HU
+from dyefreenet.data.morphology import BODY_HU, largest
 from dyefreenet.data.volume import Volume
 
 Window = tuple[float, float]  # HU shown black, HU shown white
@@ -183,12 +183,8 @@ def body_from_above(hu: NDArray[np.int16], every: int) -> NDArray[np.bool_] | No
     """Where any slice shows the body, by every so many pixels, [h, w]; None without a body."""
     mask = hu[::2, ::every, ::every] > BODY_HU
     mask = ndimage.binary_opening(mask, np.ones((1, 3, 3), np.bool_))  # cuts the table's sheet off
-    pieces, count = ndimage.label(mask)
-    if not count:
-        return None
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return np.asarray((pieces == sizes.argmax()).any(axis=0))
+    body = largest(mask)
+    return np.asarray(body.any(axis=0)) if body.any() else None
 
 
 def _overlay(plain: Image.Image, contrast: Image.Image) -> Image.Image:

@@ -72,7 +72,7 @@ def evaluate(
     if not by_pair:
         raise InputError("; ".join([f"{ingest}: expected patients in the test split", *lines]))
     if table is None:
-        table = fit_remap(recipe, ingest)
+        table = fit_remap(ingest, records, phase)
     fitted = {"low_hu": remap.LOW, "mapped_hu": table.round(2).tolist()}
     files = {"remap.json": target.write_json("remap.json", fitted)}
     made_from = {
@@ -137,14 +137,14 @@ def evaluate(
     }
 
 
-def fit_remap(recipe: Recipe, ingest: Folder) -> NDArray[np.float64]:
+def fit_remap(ingest: Folder, records: Iterable[SlabRecord], phase: str) -> NDArray[np.float64]:
     """The global HU remap of the training split; see ``remap.fit``."""
     return remap.fit(
         (slab.plain[1:-1], slab.contrast[1:-1])
         for slab in (
             read_slab(ingest.read(record.path, record.sha256))
-            for record in read_records(ingest)
-            if record.split == "train" and record.phase == recipe.ingest.phase
+            for record in records
+            if record.split == "train" and record.phase == phase
         )
         if slab.contrast is not None
     )

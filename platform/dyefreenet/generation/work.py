@@ -78,7 +78,7 @@ def open_series(row: SeriesRow, config: GenerateConfig) -> Answer:
         phase, words = phase_of_pool(pool)
         lit = f"a {words}" if phase in ("arterial", "contrast") else ""
         if np.isnan(pool.level_hu) and pool.stray_hu >= ARTERIAL_HU:
-            # A heart cut off, a stent; in 4 of 80 plain phantoms not, so ingest asks no such thing.
+            # A heart cut off, a stent. Wrong of 4 in 80 plain phantoms, so ingest has no such rule.
             lit = f"tissue of {pool.stray_hu:.0f} HU beside the spine"
         if lit and not config.any_phase:
             raise SeriesError(

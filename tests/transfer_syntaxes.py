@@ -40,8 +40,8 @@ def lossless_jpeg(predictor):
     )
 
 
-def jpeg(stored, bits):
-    return imagecodecs.jpeg8_encode(stored.view(np.uint16), level=90, bitspersample=bits)
+def jpeg(stored, bits, level=90):
+    return imagecodecs.jpeg8_encode(stored, level=level, bitspersample=bits)
 
 
 def jpeg_ls(error):
